@@ -1,0 +1,1 @@
+"""Many branches, one root: a DSL for multi-call LLM programs and the engine that runs them."""

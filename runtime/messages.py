@@ -1,0 +1,229 @@
+"""What crosses between the world of text and the world of tokens; nothing else does.
+
+In (client → engine): orders, each about one program. Out (engine → client): one `Step` per step that has news.
+msgpack of schema-checked structs (R1). Operations here are those of `frontend.ir` with text turned into token
+ids: constants are tokenised, role edges rendered, sampling validated. Program ids are made by the client (128 random bits,
+R10); op and sequence names are the paths of `frontend.ir`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ramet.frontend.ir import Sampling, SelectMethod
+
+
+class Op(msgspec.Struct, frozen=True, array_like=True):
+    """An operation on token ids: `op` its path, `seq` the sequence that it acts on."""
+
+    op: str
+    seq: str
+
+
+class Append(Op, frozen=True, array_like=True, tag="append"):
+    """Append tokens; a string part is the op whose value's tokens go there (waits until it is known)."""
+
+    parts: tuple[tuple[int, ...] | str, ...]
+
+
+class Generate(Op, frozen=True, array_like=True, tag="generate"):
+    """Sample until `eos` (unless ignored), a stop, or max_tokens."""
+
+    sampling: Sampling
+    seed: int
+
+
+class Choose(Op, frozen=True, array_like=True, tag="choose"):
+    """Score choices as a token trie, append the winner. `context` is the context of the unconditional scores."""
+
+    choices: tuple[tuple[int, ...], ...]
+    method: SelectMethod
+    context: tuple[int, ...] = ()
+
+
+class Fork(Op, frozen=True, array_like=True, tag="fork"):
+    """Children go on from here."""
+
+    into: tuple[str, ...]
+
+
+class Join(Op, frozen=True, array_like=True, tag="join"):
+    """Append what each branch added since its fork, once it is closed."""
+
+    branches: tuple[str, ...]
+
+
+class Put(Op, frozen=True, array_like=True, tag="put"):
+    """Define the value of `op` for Refs."""
+
+    tokens: tuple[int, ...]
+
+
+class Close(Op, frozen=True, array_like=True, tag="close"):
+    """The sequence gets no further operation."""
+
+
+AnyOp = Append | Generate | Choose | Fork | Join | Put | Close
+
+
+class OrderOpen(msgspec.Struct, frozen=True, tag="open"):
+    """A new program. `namespace` roots its prefix cache (R9)."""
+
+    program: str
+    namespace: str = ""
+    priority: int = 0
+
+
+class OrderOps(msgspec.Struct, frozen=True, tag="ops"):
+    """The next operations of a program."""
+
+    program: str
+    ops: tuple[AnyOp, ...]
+
+
+class OrderEnd(msgspec.Struct, frozen=True, tag="end"):
+    """No more operations come for this program."""
+
+    program: str
+
+
+class OrderAbort(msgspec.Struct, frozen=True, tag="abort"):
+    """Stop this program at once."""
+
+    program: str
+
+
+class OrderFlush(msgspec.Struct, frozen=True, tag="flush"):
+    """Evict everything that no live program holds."""
+
+
+class OrderStats(msgspec.Struct, frozen=True, tag="stats"):
+    """Ask for `Stats`; the answer carries the same `token`."""
+
+    token: int
+
+
+class OrderStop(msgspec.Struct, frozen=True, tag="stop"):
+    """Abort everything and end the engine."""
+
+
+Order = OrderOpen | OrderOps | OrderEnd | OrderAbort | OrderFlush | OrderStats | OrderStop
+
+
+class News(msgspec.Struct, frozen=True, array_like=True):
+    """Something that happened to an op of a program."""
+
+    program: str
+    op: str
+
+
+class Began(News, frozen=True, array_like=True, tag="began"):
+    """The op holds the sequence now; `prompt` tokens stand before it."""
+
+    prompt: int
+
+
+class Sampled(News, frozen=True, array_like=True, tag="sampled"):
+    """New tokens of a Generate, with logprob and the top alternatives (id, logprob) where asked for."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
+
+
+class Done(News, frozen=True, array_like=True, tag="done"):
+    """A Generate ended. Its value is the first `keep` tokens that were sent, then `tail` (the kept part of a token that
+    a stop string cut in two, tokenised again). `matched` is the stop string or token id, if any."""
+
+    reason: str
+    keep: int
+    tail: tuple[int, ...]
+    matched: str | int | None
+    prompt: int
+    cached: int
+    first_step: int
+    last_step: int
+    queued: float
+    seconds: float
+    forced: int = 0
+
+
+class Chosen(News, frozen=True, array_like=True, tag="chosen"):
+    """A Choose ended: the winner's index, each choice's score and the logprobs of its tokens."""
+
+    winner: int
+    scores: tuple[float, ...]
+    logprobs: tuple[tuple[float, ...], ...]
+    prompt: int
+    cached: int
+    first_step: int
+    last_step: int
+    queued: float
+    seconds: float
+
+
+class Branched(News, frozen=True, array_like=True, tag="branched"):
+    """A Fork was carried out."""
+
+
+class Merged(News, frozen=True, array_like=True, tag="merged"):
+    """A Join was carried out; `tokens` were appended."""
+
+    tokens: tuple[int, ...]
+
+
+class Failure(News, frozen=True, array_like=True, tag="failure"):
+    """An op failed; `kind` is a key of `frontend.errors.FAILURES`."""
+
+    kind: str
+    message: str
+
+
+class Over(News, frozen=True, array_like=True, tag="over"):
+    """The program's one terminal event (its `op` is ""). `kind` is empty when it ended in the ordinary way."""
+
+    kind: str
+    message: str
+    calls: int
+    prompt: int
+    cached: int
+    forced: int
+    generated: int
+    computed: int
+    steps: int
+    seconds: float
+
+
+AnyNews = Began | Sampled | Done | Chosen | Branched | Merged | Failure | Over
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Gauges and counters of the engine. KV figures are in tokens: total = free + cached (in the tree, unlocked) + used."""
+
+    token: int = 0
+    kv_total: int = 0
+    kv_free: int = 0
+    kv_cached: int = 0
+    kv_used: int = 0
+    programs: int = 0
+    running: int = 0
+    waiting: int = 0
+    steps: int = 0
+    computed_tokens: int = 0
+    distinct_tokens: int = 0
+    generated_tokens: int = 0
+    evicted_tokens: int = 0
+    retractions: int = 0
+    step_seconds: float = 0.0
+    model: str = ""
+    context_length: int = 0
+
+
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The news of one step, in order; `stats` where asked for. `batch` is (tokens, sequences) of the forward pass whose
+    results these are."""
+
+    step: int
+    news: tuple[AnyNews, ...] = ()
+    stats: tuple[Stats, ...] = ()
+    batch: tuple[int, int] = (0, 0)
