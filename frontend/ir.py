@@ -260,6 +260,14 @@ class Joined(msgspec.Struct, frozen=True, tag="joined"):
     text: str = ""
 
 
+class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
+    """What a Role appended: the chat template's text for this edge at this place."""
+
+    op: str
+    seq: str
+    text: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """An operation could not be carried out. `kind` is a key of `errors.FAILURES`. Operations that depend on it
     fail too, each with its own event."""
@@ -279,4 +287,4 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
     message: str = ""
 
 
-Event = Started | Token | Finished | Forked | Joined | Failed | Ended
+Event = Started | Token | Finished | Forked | Joined | Rendered | Failed | Ended
