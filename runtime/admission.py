@@ -1,0 +1,43 @@
+"""Who goes next and whether it fits: functions of plain data.
+
+In: lengths, limits and ages. Out: an order, and yes or no.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+I64 = NDArray[np.int64]
+
+
+def peak(held: I64, left: I64) -> int:
+    """The most KV slots that a set of sequences will ever hold at once, `held[i]` slots now and `left[i]` tokens still to come,
+    if all decode in step: sorted by what is left, the k with the most left are all alive when the k-th of them ends.
+    (The estimate that LightLLM's scheduler uses, Gong et al. 2025.)"""
+    if not len(held):
+        return 0
+    order = np.argsort(-left, kind="stable")
+    count = np.arange(1, len(held) + 1)
+    return int((np.cumsum(held[order]) + left[order] * count).max())
+
+
+class Lengths:
+    """How long generations without max_tokens tend to get: a high quantile of the last ones, `default` before there are any."""
+
+    def __init__(self, default: int = 128, window: int = 256, quantile: float = 0.9) -> None:
+        self._seen: deque[int] = deque(maxlen=window)
+        self._default = default
+        self._quantile = quantile
+
+    def add(self, length: int) -> None:
+        """Record a finished generation's length in tokens."""
+        self._seen.append(length)
+
+    def typical(self) -> int:
+        """Tokens to expect of a generation without a limit."""
+        if not self._seen:
+            return self._default
+        return int(np.quantile(np.fromiter(self._seen, np.int64), self._quantile)) + 1

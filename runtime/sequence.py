@@ -1,0 +1,155 @@
+"""The only mutable state of a request: one branch's tokens, where their KV lies, and what it is doing now.
+
+In: tokens appended by ops, tokens sampled by flights. Out: what the scheduler reads to plan. A sequence has tokens *known* to
+the host, tokens *flying* (sampled by a flight that was not collected yet) and tokens *computed* (their KV is written or
+being written). There is no prefill phase and no decode phase: each step computes some of the difference.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ramet.runtime import messages as m
+from ramet.runtime.batch import I32
+from ramet.runtime.choices import Trie
+from ramet.runtime.radix import Node
+from ramet.runtime.text import Detokenizer, StopMatcher, Tokenizer
+
+if TYPE_CHECKING:
+    from ramet.runtime.programs import Program
+
+NO_SLOTS: I32 = np.zeros(0, np.int32)
+NO_SLOTS.setflags(write=False)
+
+
+class Call:
+    """Bookkeeping that a Generate and a Choose share: when and how its prompt was computed. Times are the clock's seconds."""
+
+    __slots__ = ("arrived", "began", "computed", "first_step", "launched", "prompt")
+
+    def __init__(self, prompt: int, now: float) -> None:
+        self.prompt = prompt  # tokens before the op
+        self.computed = 0  # of those, the ones that were computed for it
+        self.arrived = now
+        self.began = -1.0  # when it was first part of a batch
+        self.first_step = -1
+        self.launched = False  # a Choose: its one forward is in the air
+
+
+class Generating(Call):
+    """A Generate under way. Its value is `tokens[start : start + made]` of the sequence."""
+
+    __slots__ = ("detokenizer", "limit", "made", "op", "sent", "start", "stops")
+
+    def __init__(self, op: m.Generate, start: int, limit: int, tokenizer: Tokenizer | None, now: float) -> None:
+        super().__init__(start, now)
+        self.op = op
+        self.start = start
+        self.limit = limit  # tokens that it may sample at most
+        self.made = 0  # tokens sampled and collected
+        self.sent = 0  # of those, tokens in the value so far (an end token is not)
+        self.stops: StopMatcher | None = None
+        self.detokenizer: Detokenizer | None = None
+        if op.sampling.stop:
+            if tokenizer is None:
+                raise ValueError("stop strings need a tokenizer in the engine")
+            self.stops, self.detokenizer = StopMatcher(op.sampling.stop), Detokenizer(tokenizer)
+
+
+class Choosing(Call):
+    """A Choose under way. `slots` are the KV slots of the trie's inner nodes while its forward is in the air, `extra` those
+    of the unconditional scores."""
+
+    __slots__ = ("extra", "op", "slots", "trie")
+
+    def __init__(self, op: m.Choose, prompt: int, now: float) -> None:
+        super().__init__(prompt, now)
+        self.op = op
+        self.trie = Trie(op.choices)
+        self.slots = NO_SLOTS
+        self.extra = NO_SLOTS
+
+
+class Sequence:
+    """One branch. Invariants: positions below `node.depth` are in the tree; [node.depth, computed) are its private slots, and
+    only a Generate under way has any; `computed <= known + flying`; without a row there are no private slots."""
+
+    __slots__ = (
+        "base",
+        "buffer",
+        "closed",
+        "computed",
+        "failed",
+        "flying",
+        "fresh",
+        "known",
+        "name",
+        "node",
+        "ops",
+        "order",
+        "program",
+        "row",
+        "since",
+        "task",
+        "turn",
+    )
+
+    def __init__(self, program: Program, name: str, order: int) -> None:
+        self.program = program
+        self.name = name
+        self.order = order  # age among all sequences: lower is older
+        self.buffer: I32 = np.zeros(64, np.int32)
+        self.known = 0
+        self.flying = 0
+        self.computed = 0
+        self.fresh = 0  # tokens computed since the last op ended: what the next call's prompt cost
+        self.base = 0  # length at the fork that made it
+        self.node: Node | None = None
+        self.row: int | None = None
+        self.ops: deque[m.AnyOp] = deque()
+        self.task: Generating | Choosing | None = None
+        self.turn = 0  # draws of an earlier turn are dropped when they arrive
+        self.closed = False
+        self.failed: tuple[str, str] | None = None  # kind and message: what poisoned it
+        self.since = 0.0  # when it began to wait or rest
+
+    @property
+    def length(self) -> int:
+        """Tokens that exist, collected or flying."""
+        return self.known + self.flying
+
+    @property
+    def depth(self) -> int:
+        """Tokens whose KV is in the tree under this sequence's lock."""
+        return self.node.depth if self.node is not None else 0
+
+    def tokens(self, start: int, stop: int) -> I32:
+        """A view of the known tokens [start, stop) `int32`."""
+        return self.buffer[start:stop]
+
+    def append(self, tokens: I32) -> None:
+        """Add known tokens."""
+        end = self.known + len(tokens)
+        if end > len(self.buffer):
+            grown = np.zeros(max(end, 2 * len(self.buffer)), np.int32)
+            grown[: self.known] = self.buffer[: self.known]
+            self.buffer = grown
+        self.buffer[self.known : end] = tokens
+        self.known = end
+
+    def goal(self) -> int:
+        """How many tokens should be computed now: all of them if the current op needs logits, else all but the last (whose
+        logits the next op will want: computing it early would mean computing it twice)."""
+        task = self.task
+        if isinstance(task, Generating):
+            return self.length if task.made + self.flying < task.limit else self.computed
+        if task is not None:
+            return self.computed if task.launched else self.known
+        return max(self.known - 1, self.computed)
+
+    def wants_work(self) -> bool:
+        """True when a step could compute something for it."""
+        return self.goal() > self.computed
