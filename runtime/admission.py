@@ -6,11 +6,15 @@ In: lengths, limits and ages. Out: an order, and yes or no.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
+T = TypeVar("T")
 
 
 def peak(held: I64, left: I64) -> int:
@@ -22,6 +26,17 @@ def peak(held: I64, left: I64) -> int:
     order = np.argsort(-left, kind="stable")
     count = np.arange(1, len(held) + 1)
     return int((np.cumsum(held[order]) + left[order] * count).max())
+
+
+def interleave(groups: Sequence[tuple[int, Sequence[T]]], limit: int) -> list[T]:
+    """At most `limit` members, groups of the lowest rank first, groups of one rank in turn. `groups` holds (rank, members), sorted by rank."""
+    out: list[T] = []
+    for rank in sorted({rank for rank, _ in groups}):
+        for turn in zip_longest(*(members for r, members in groups if r == rank), fillvalue=None):
+            out += [member for member in turn if member is not None]
+            if len(out) >= limit:
+                return out[:limit]
+    return out
 
 
 class Lengths:

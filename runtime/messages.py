@@ -210,7 +210,6 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     waiting: int = 0
     steps: int = 0
     computed_tokens: int = 0
-    distinct_tokens: int = 0
     generated_tokens: int = 0
     evicted_tokens: int = 0
     retractions: int = 0
@@ -219,7 +218,25 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     context_length: int = 0
 
 
-class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The engine is up: what it runs, and how many KV slots and tokens of context it has."""
+
+    model: str
+    dtype: str
+    context: int
+    kv_tokens: int
+    threads: int
+    load_seconds: float
+
+
+class Broken(msgspec.Struct, frozen=True, tag="broken"):
+    """The engine could not start, or its loop ended by an error: `error` is a class name of `frontend.errors`."""
+
+    error: str
+    message: str
+
+
+class Step(msgspec.Struct, frozen=True, omit_defaults=True, tag="step"):
     """The news of one step, in order; `stats` where asked for. `batch` is (tokens, sequences) of the forward pass whose
     results these are."""
 
@@ -227,3 +244,6 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     news: tuple[AnyNews, ...] = ()
     stats: tuple[Stats, ...] = ()
     batch: tuple[int, int] = (0, 0)
+
+
+Report = Ready | Broken | Step

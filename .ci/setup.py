@@ -1,0 +1,105 @@
+"""Make .venv: in: pyproject.toml, constraints.txt, the interpreter that runs this. Out: .venv with ramet installed editable.
+
+Idempotent: a stamp inside .venv holds a digest of all inputs, so that a second call returns at once. Runs on the standard
+library of any Python 3, so that an old interpreter gets a sentence and not a syntax error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+OLDEST = (3, 11)
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STAMP = VENV / ".ramet-stamp"
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+
+
+def main() -> int:
+    """Set up and return an exit status."""
+    if sys.version_info < OLDEST:
+        return _with_newer_python()
+    wanted = _digest()
+    if _stamped(wanted):
+        return 0
+    VENV.mkdir(exist_ok=True)
+    with open(VENV / ".lock", "w", encoding="ascii") as lock:
+        _wait_for(lock)
+        if not _stamped(wanted):
+            _build(wanted)
+    return 0
+
+
+def _with_newer_python() -> int:
+    for minor in (13, 12, 11):
+        found = shutil.which("python3.{}".format(minor))  # noqa: UP032 (old interpreters come here)
+        if found:
+            return subprocess.call([found, *sys.argv])
+    mine = ".".join(str(part) for part in sys.version_info[:3])
+    sys.stderr.write(
+        "error: ramet needs Python 3.11 or newer; {} is {}. "  # noqa: UP032
+        "Install one, or name it: make PYTHON=python3.12 demo\n".format(sys.executable, mine)
+    )
+    return 1
+
+
+def _digest() -> str:
+    """Of everything that .venv is made from; the folder too, because an editable install names it."""
+    digest = hashlib.sha256()
+    for part in (ROOT / "pyproject.toml", ROOT / "constraints.txt", Path(__file__)):
+        digest.update(part.read_bytes())
+    digest.update(f"{ROOT} {sys.version_info[:2]}".encode())
+    return digest.hexdigest()
+
+
+def _stamped(wanted: str) -> bool:
+    return STAMP.is_file() and STAMP.read_text(encoding="ascii") == wanted
+
+
+def _wait_for(lock: object) -> None:
+    try:
+        import fcntl
+    except ImportError:  # no advisory locks on this platform: two set-ups at once are the user's affair
+        return
+    fcntl.flock(lock, fcntl.LOCK_EX)  # type: ignore[arg-type]
+
+
+def _build(wanted: str) -> None:
+    python = str(VENV / "bin" / "python")
+    _phase("virtual environment", [sys.executable, "-m", "venv", str(VENV)])
+    install = [python, "-P", "-m", "pip", "install", "-q", "-c", "constraints.txt", *_torch_source(python)]
+    _phase("packages (minutes the first time)", [*install, "-e", ".[dev]"])
+    STAMP.write_text(wanted, encoding="ascii")
+
+
+def _torch_source(python: str) -> list[str]:
+    """Where Linux gets torch: PyPI's wheel there is the CUDA one, gigabytes that a machine without a GPU has no use for.
+    A pip that was configured with sources of its own is left as it is."""
+    if not sys.platform.startswith("linux") or shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False).stdout
+    if any(key in listed for key in ("index-url", "find-links", "no-index")):
+        return []
+    return ["--extra-index-url", CPU_WHEELS]
+
+
+def _phase(name: str, command: list[str]) -> None:
+    sys.stdout.write(f"set-up: {name} ... ")
+    sys.stdout.flush()
+    start = time.monotonic()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"}
+    status = subprocess.call(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
+    if status:
+        raise SystemExit(f"error: set-up failed at {name!r} (status {status}); the command was: {' '.join(command)}")
+    sys.stdout.write(f"{time.monotonic() - start:.0f} s\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

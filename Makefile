@@ -1,0 +1,48 @@
+# ramet: every target sets up .venv by itself (.ci/setup.py: idempotent, stamped by pyproject.toml + constraints.txt).
+#   make demo    a multi-call program on a real language model, with the savings measured
+#   make test    the whole test suite (without tests marked nightly or gpu)
+#   make check   ruff, ruff format, mypy --strict
+#   make bench   the first table: step time, tokens/s, the demo's ratio
+# ARGS passes options on (make test ARGS="-k radix"); PYTHON names the interpreter that makes .venv.
+
+PYTHON ?= python3
+ARGS ?=
+PACKAGES := frontend runtime kernels examples
+RUN := .venv/bin/python -P
+export PYTHONSAFEPATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test nightly check bench types clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup:
+	@$(PYTHON) .ci/setup.py
+
+demo: setup
+	@$(RUN) -m ramet demo $(ARGS)
+
+test: setup
+	@$(RUN) -m pytest -q -m "not nightly and not gpu" $(ARGS)
+
+nightly: setup
+	@$(RUN) -m pytest -q -m "nightly" $(ARGS)
+
+check: setup types
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy --strict build/types/ramet
+
+bench: setup
+	@$(RUN) benchmarks/first.py $(ARGS)
+
+# mypy reads the package mapping of pyproject.toml as a folder of links.
+types:
+	@mkdir -p build/types/ramet
+	@for name in $(PACKAGES); do ln -sfn "../../../$$name" "build/types/ramet/$$name"; done
+	@for name in __init__.py __main__.py py.typed; do ln -sfn "../../../ramet/$$name" "build/types/ramet/$$name"; done
+
+clean:
+	@rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,447 @@
+"""Live programs: their sequences, their pending ops, and what each step's results mean for them.
+
+In: orders from the client, and the results of flights. Out: work for the scheduler, and news for the client. When op n of a sequence ends,
+op n + 1 begins in the same call, so its constant tokens join the very next batch. A failed op poisons its own sequence
+and what refers to its value, nothing else; a program ends with exactly one `Over`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ramet.runtime import messages as m
+from ramet.runtime.batch import I32, Samples
+from ramet.runtime.choices import decide
+from ramet.runtime.draft import Draw, Notes, Score
+from ramet.runtime.scheduler import Scheduler
+from ramet.runtime.sequence import Choosing, Generating, Sequence
+from ramet.runtime.text import Tokenizer, cut
+
+Failure = tuple[str, str]  # kind and message
+
+
+@dataclass(eq=False, slots=True)
+class Program:
+    """One live program. `open` counts ops that were received and did not end; `waiters` maps an op (whose value is awaited) or a branch
+    (whose end is) to the sequences that wait."""
+
+    id: str
+    namespace: str
+    priority: int
+    order: int
+    began: float
+    sequences: dict[str, Sequence] = field(default_factory=dict)
+    values: dict[str, I32] = field(default_factory=dict)
+    broken: dict[str, Failure] = field(default_factory=dict)
+    waiters: dict[str, list[Sequence]] = field(default_factory=dict)
+    ended: bool = False
+    open: int = 0
+    calls: int = 0
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+    computed: int = 0
+    steps: int = 0
+    last_step: int = -1
+
+
+class Programs:
+    """The live programs of an engine. `receive` takes orders, `collect` a flight's results; `news` is what to tell the client."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        context: int,
+        eos: tuple[int, ...],
+        tokenizer: Tokenizer | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.scheduler = scheduler
+        self.context = context
+        self.longest = min(context, scheduler.cache.capacity)
+        self.live: dict[str, Program] = {}
+        self.news: list[m.AnyNews] = []
+        self.generated = 0
+        self._eos = frozenset(eos)
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._born = 0
+        self._grown = 0
+
+    # -- orders
+
+    def receive(self, order: m.Order) -> None:
+        """Carry out an order about one program; orders about programs that are over change nothing."""
+        if isinstance(order, m.OrderOpen):
+            if order.program not in self.live:
+                program = Program(order.program, order.namespace, order.priority, self._born, self._clock())
+                self._born += 1
+                self.live[order.program] = program
+                self._sequence(program, "0")
+            return
+        program_or_none = self.live.get(getattr(order, "program", ""))
+        if program_or_none is None:
+            return
+        program = program_or_none
+        if isinstance(order, m.OrderOps):
+            for op in order.ops:
+                self._accept(program, op)
+        elif isinstance(order, m.OrderEnd):
+            program.ended = True
+            for seq in list(program.sequences.values()):
+                seq.ops.append(m.Close("", seq.name))
+                self._guarded(seq)
+        elif isinstance(order, m.OrderAbort):
+            self.end(program, "aborted", "the program was cancelled")
+            return
+        self.conclude(program)
+
+    def _accept(self, program: Program, op: m.AnyOp) -> None:
+        program.open += 1
+        if isinstance(op, m.Put):
+            self._define(program, op.op, np.array(op.tokens, np.int32))
+            program.open -= 1
+            return
+        seq = program.sequences.get(op.seq)
+        if seq is None or seq.closed:
+            program.open -= 1
+            what = "is closed" if seq is not None else "does not exist"
+            self._break(program, op.op, "generation", f"operation {op.op}: sequence {op.seq} {what}")
+            return
+        seq.ops.append(op)
+        self._guarded(seq)
+
+    def _sequence(self, program: Program, name: str) -> Sequence:
+        seq = Sequence(program, name, self._grown)
+        self._grown += 1
+        program.sequences[name] = seq
+        return seq
+
+    # -- ops
+
+    def _guarded(self, seq: Sequence) -> None:
+        """Advance a sequence inside the boundary around everything derived from a request: its errors end it alone."""
+        try:
+            self._advance(seq)
+        except Exception as error:  # noqa: BLE001 (the request boundary)
+            op = seq.task.op.op if seq.task else seq.ops[0].op if seq.ops else ""
+            self.fail(seq, op, "generation", f"{type(error).__name__}: {error}")
+
+    def _advance(self, seq: Sequence) -> None:
+        """Begin ops until one takes time or has to wait."""
+        while seq.task is None and seq.ops and (seq.failed is not None or not self._blocked(seq, seq.ops[0])):
+            op = seq.ops.popleft()
+            if seq.failed is not None:
+                self._poisoned(seq, op)
+            else:
+                self._begin(seq, op)
+            if seq.task is None and op.op:
+                seq.program.open -= 1
+        if seq.failed is None and not seq.closed:
+            self.scheduler.wake(seq)
+
+    def _blocked(self, seq: Sequence, op: m.AnyOp) -> bool:
+        """True, and the sequence is told later, when the op needs a value or the end of a branch that is still to come."""
+        program = seq.program
+        if isinstance(op, m.Append):
+            missing = [p for p in op.parts if isinstance(p, str) and p not in program.values and p not in program.broken]
+        elif isinstance(op, m.Join):
+            branches = ((name, program.sequences.get(name)) for name in op.branches)
+            missing = [name for name, branch in branches if branch and not branch.closed and branch.failed is None]
+        else:
+            return False
+        for key in missing[:1]:
+            waiting = program.waiters.setdefault(key, [])
+            if seq not in waiting:
+                waiting.append(seq)
+        return bool(missing)
+
+    def _begin(self, seq: Sequence, op: m.AnyOp) -> None:
+        """Carry out an op, or make it the sequence's task."""
+        if isinstance(op, m.Append):
+            self._append(seq, op)
+        elif isinstance(op, m.Generate):
+            self._generate(seq, op)
+        elif isinstance(op, m.Choose):
+            self._choose(seq, op)
+        elif isinstance(op, m.Fork):
+            self._fork(seq, op)
+        elif isinstance(op, m.Join):
+            self._join(seq, op)
+        elif isinstance(op, m.Close):
+            seq.closed = True
+            self.scheduler.leave(seq)
+            self._notify(seq.program, seq.name)
+
+    def _append(self, seq: Sequence, op: m.Append) -> None:
+        parts: list[I32] = [np.zeros(0, np.int32)]
+        for part in op.parts:
+            if not isinstance(part, str):
+                parts.append(np.array(part, np.int32))
+            elif part in seq.program.values:
+                parts.append(seq.program.values[part])
+            else:
+                kind, message = seq.program.broken[part]
+                self.fail(seq, op.op, kind, f"needs the value of {part}, which failed: {message}")
+                return
+        self._extend(seq, op.op, np.concatenate(parts))
+
+    def _extend(self, seq: Sequence, op: str, tokens: I32) -> None:
+        total = seq.known + len(tokens)
+        if total > self.longest:
+            self.fail(seq, op, "context", self._too_long(f"{total} tokens"))
+        else:
+            seq.append(tokens)
+
+    def _too_long(self, what: str) -> str:
+        pool = self.scheduler.cache.capacity
+        bound = f"the context of {self.context} tokens" if self.context <= pool else f"the KV pool of {pool} tokens"
+        remedy = "shorten the text" if self.context <= pool else "shorten the text or raise kv_tokens"
+        return f"{what} do not fit {bound}; {remedy}"
+
+    def _generate(self, seq: Sequence, op: m.Generate) -> None:
+        room = self.longest - seq.known
+        if not seq.known:
+            self.fail(seq, op.op, "generation", "the prompt is empty: append text before generating")
+        elif room <= 0:
+            self.fail(seq, op.op, "context", self._too_long(f"{seq.known} tokens of prompt and a new one"))
+        else:
+            limit = min(op.sampling.max_tokens or room, room)
+            seq.task = Generating(op, seq.known, limit, self._tokenizer, self._clock())
+            self._called(seq, seq.task)
+
+    def _choose(self, seq: Sequence, op: m.Choose) -> None:
+        task = Choosing(op, seq.known, self._clock())
+        longest = seq.known + max(len(choice) for choice in op.choices)
+        slots = seq.known + len(task.trie.inner) + bool(op.context) * (len(task.trie.inner) + len(op.context))
+        if not seq.known:
+            self.fail(seq, op.op, "generation", "the prompt is empty: append text before selecting")
+        elif longest > self.context or slots > self.scheduler.cache.capacity:
+            self.fail(seq, op.op, "context", self._too_long(f"{max(longest, slots)} tokens of prompt and choices"))
+        else:
+            seq.task = task
+            self._called(seq, task)
+
+    def _called(self, seq: Sequence, task: Generating | Choosing) -> None:
+        seq.program.calls += 1
+        seq.program.prompt += task.prompt
+        self.news.append(m.Began(seq.program.id, task.op.op, task.prompt))
+
+    def _fork(self, seq: Sequence, op: m.Fork) -> None:
+        for name in op.into:
+            child = self._sequence(seq.program, name)
+            child.append(seq.tokens(0, seq.known))
+            child.base = seq.known
+            self.scheduler.cache.fork(seq, child)
+            if child.node is not None:
+                self.scheduler.rest(child)
+        self.news.append(m.Branched(seq.program.id, op.op))
+
+    def _join(self, seq: Sequence, op: m.Join) -> None:
+        tokens: list[I32] = [np.zeros(0, np.int32)]
+        for name in op.branches:
+            branch = seq.program.sequences.get(name)
+            if branch is None:
+                self.fail(seq, op.op, "generation", f"branch {name} does not exist")
+                return
+            if branch.failed is not None:
+                kind, message = branch.failed
+                self.fail(seq, op.op, kind, f"branch {name} failed: {message}")
+                return
+            tokens.append(branch.tokens(branch.base, branch.known))
+        joined = np.concatenate(tokens)
+        self._extend(seq, op.op, joined)
+        if seq.failed is None:
+            self.news.append(m.Merged(seq.program.id, op.op, tuple(joined.tolist())))
+
+    # -- values and waiting
+
+    def _notify(self, program: Program, key: str) -> None:
+        for seq in program.waiters.pop(key, ()):
+            self._guarded(seq)
+
+    def _define(self, program: Program, op: str, tokens: I32) -> None:
+        program.values[op] = tokens
+        self._notify(program, op)
+
+    # -- failure and the end
+
+    def _break(self, program: Program, op: str, kind: str, message: str) -> None:
+        program.broken[op] = (kind, message)
+        self.news.append(m.Failure(program.id, op, kind, message))
+        self._notify(program, op)
+
+    def fail(self, seq: Sequence, op: str, kind: str, message: str) -> None:
+        """An op failed: its sequence is poisoned, later ops on it fail too, what waits for its value is told."""
+        program = seq.program
+        first = seq.failed is None
+        seq.failed = seq.failed or (kind, message)
+        seq.turn += 1
+        seq.flying = 0
+        self.scheduler.leave(seq)
+        if seq.task is not None:
+            seq.task = None
+            program.open -= 1
+        if op:
+            self._break(program, op, kind, message)
+        if first:
+            self._notify(program, seq.name)
+        self._advance(seq)
+
+    def _poisoned(self, seq: Sequence, op: m.AnyOp) -> None:
+        """An op on a poisoned sequence fails for the same reason; children of a fork are born poisoned."""
+        assert seq.failed is not None, "poisoned"
+        if isinstance(op, m.Close):
+            seq.closed = True
+            return
+        if isinstance(op, m.Fork):
+            for name in op.into:
+                self._sequence(seq.program, name).failed = seq.failed
+        kind, message = seq.failed
+        self._break(seq.program, op.op, kind, f"an earlier operation of this branch failed: {message}")
+
+    def end(self, program: Program, kind: str = "", message: str = "") -> None:
+        """The program's one terminal event; whatever it holds is given up."""
+        del self.live[program.id]
+        for seq in program.sequences.values():
+            seq.turn += 1
+            seq.flying = 0
+            self.scheduler.leave(seq)
+            seq.task = None
+            seq.ops.clear()
+        p = program
+        seconds = self._clock() - p.began
+        self.news.append(
+            m.Over(p.id, "", kind, message, p.calls, p.prompt, p.cached, 0, p.generated, p.computed, p.steps, seconds)
+        )
+
+    def conclude(self, program: Program) -> None:
+        """End a program that has nothing left to do; fail ops that wait for what will never come."""
+        if not program.ended or program.id not in self.live:
+            return
+        while program.open and not any(seq.task for seq in program.sequences.values()):
+            stuck = next(seq for seq in program.sequences.values() if any(op.op for op in seq.ops))
+            op = next(op for op in stuck.ops if op.op)
+            stuck.ops.remove(op)
+            program.open -= 1
+            self.fail(stuck, op.op, "generation", f"operation {op.op} waits for a value or a branch that never comes")
+        if not program.open:
+            self.end(program)
+
+    # -- results
+
+    def collect(self, notes: Notes, samples: Samples, step: int) -> None:
+        """Results of a flight: tokens become sequences' tokens, ended ops give way to the next ones."""
+        touched: dict[Program, None] = {}
+        for r, draw in enumerate(notes.draws):
+            if draw.turn == draw.seq.turn:  # else the op ended before this token arrived: it is dropped
+                touched[draw.seq.program] = None
+                self._within(draw, lambda r=r, draw=draw: self._sampled(draw, r, samples, step))
+        for score in notes.scores:
+            if score.turn == score.seq.turn:
+                touched[score.seq.program] = None
+                self._within(score, lambda score=score: self._scored(score, samples, step))
+        for program in touched:
+            self.conclude(program)
+
+    def _within(self, result: Draw | Score, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 (the request boundary)
+            self.fail(result.seq, result.task.op.op, "generation", f"{type(error).__name__}: {error}")
+
+    def _sampled(self, draw: Draw, r: int, samples: Samples, step: int) -> None:
+        seq, task, token = draw.seq, draw.task, int(samples.tokens[r])
+        seq.flying -= 1
+        if token < 0:
+            self.fail(seq, task.op.op, "generation", "no token can be sampled: all are forbidden, or the logits are not finite")
+            return
+        seq.append(np.array([token], np.int32))
+        task.made += 1
+        seq.program.generated += 1
+        self.generated += 1
+        sampling = task.op.sampling
+        if (token in self._eos and not sampling.ignore_eos) or token in sampling.stop_token_ids:
+            self._done(seq, task, "stop", token, task.sent, [], step)
+            return
+        task.sent += 1
+        self._tell(seq, task, token, r, samples)
+        if task.stops is not None and task.detokenizer is not None:
+            matched = task.stops.push(task.detokenizer.push([token]))[1]
+            if matched is not None:
+                assert self._tokenizer is not None, "stop strings need a tokenizer"
+                value = seq.tokens(task.start, task.start + task.sent).tolist()
+                keep, tail = cut(self._tokenizer, value, matched)
+                self._done(seq, task, "stop", matched, keep, tail, step)
+                return
+        if task.made >= task.limit:
+            self._done(seq, task, "length", None, task.sent, [], step)
+        elif seq.row is None:
+            self.scheduler.wake(seq)
+
+    def _tell(self, seq: Sequence, task: Generating, token: int, r: int, samples: Samples) -> None:
+        wanted = task.op.sampling.logprobs
+        logprobs: tuple[float, ...] = (float(samples.logprobs[r]),) if wanted >= 0 else ()
+        tops: tuple[tuple[tuple[int, float], ...], ...] = ()
+        if wanted > 0:
+            ids, values = samples.top_ids[r, :wanted].tolist(), samples.top_logprobs[r, :wanted].tolist()
+            tops = (tuple(zip(ids, values, strict=True)),)
+        self.news.append(m.Sampled(seq.program.id, task.op.op, (token,), logprobs, tops))
+
+    def _done(
+        self, seq: Sequence, task: Generating, reason: str, matched: str | int | None, keep: int, tail: list[int], step: int
+    ) -> None:
+        """A Generate ended: its value is its first `keep` tokens and `tail`; the rest of what was sampled stays cached only."""
+        have, end = seq.known, task.start + keep
+        if task.op.sampling.max_tokens is None:
+            self.scheduler.lengths.add(task.made)
+        seq.turn += 1
+        seq.flying = 0
+        self.scheduler.cache.settle(seq, end if tail else end - 1, known=have)
+        seq.known = end
+        seq.append(np.array(tail, np.int32))
+        seq.task = None
+        seq.fresh = 0
+        cached = task.prompt - task.computed
+        seq.program.cached += cached
+        times = (task.first_step, step, task.began - task.arrived, self._clock() - task.arrived)
+        self.news.append(
+            m.Done(seq.program.id, task.op.op, reason, keep, tuple(tail), matched, task.prompt, cached, *times)
+        )
+        self._ended(seq, task.op.op, seq.tokens(task.start, seq.known).copy())
+
+    def _scored(self, score: Score, samples: Samples, step: int) -> None:
+        seq, task = score.seq, score.task
+        edges = samples.targets[score.first : score.first + len(task.trie.tokens)].astype(np.float64)
+        rows = [edges[path].tolist() for path in task.trie.paths]
+        bare: list[list[float]] = []
+        if task.op.context:
+            first = score.first + len(task.trie.tokens)
+            plain = samples.targets[first : first + len(task.trie.tokens)].astype(np.float64)
+            bare = [plain[path].tolist() for path in task.trie.paths]
+        if not np.isfinite(edges).all():
+            self.fail(seq, task.op.op, "generation", "the choices cannot be scored: their logprobs are not finite")
+            return
+        winner, scores = decide(task.op.method, rows, bare)
+        value = np.array(task.op.choices[winner], np.int32)
+        self.scheduler.cache.keep_trie(seq, task, task.trie.paths[winner])
+        seq.append(value)
+        seq.turn += 1
+        seq.task = None
+        self.scheduler.cache.settle(seq, seq.known - 1)
+        seq.fresh = 0
+        cached = task.prompt - task.computed
+        seq.program.cached += cached
+        times = (task.first_step, step, task.began - task.arrived, self._clock() - task.arrived)
+        logprobs = tuple(tuple(row) for row in rows)
+        self.news.append(m.Chosen(seq.program.id, task.op.op, winner, scores, logprobs, task.prompt, cached, *times))
+        self._ended(seq, task.op.op, value)
+
+    def _ended(self, seq: Sequence, op: str, value: I32) -> None:
+        seq.program.open -= 1
+        self._define(seq.program, op, value)
+        self._advance(seq)

@@ -1,0 +1,172 @@
+"""News about token ids into events about text, for one program.
+
+In: the engine's news, in order. Out: events of `frontend.ir`: whole characters, each once, never one that a stop string may take back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ramet.frontend import ir
+from ramet.runtime import messages as m
+from ramet.runtime.text import Detokenizer, StopMatcher, Tokenizer
+
+
+@dataclass(slots=True)
+class Pending:
+    """An op whose end was not delivered yet; for a Gen, its text so far."""
+
+    op: ir.Gen | ir.Select | ir.Fork | ir.Join
+    detokenizer: Detokenizer | None = None
+    stops: StopMatcher | None = None
+    tokens: list[int] = field(default_factory=list)
+    sent: str = ""
+    waiting: list[ir.Logprob] = field(default_factory=list)  # of tokens whose text is held back
+    logprobs: list[ir.Logprob] = field(default_factory=list)
+    total: float = 0.0
+
+
+class Translator:
+    """One program's events. `expect` is told of ops before they are sent; `news` and `lost` are called from the reading thread."""
+
+    def __init__(self, program: str, tokenizer: Tokenizer, deliver: Callable[[ir.Event], None]) -> None:
+        self._program = program
+        self._tokenizer = tokenizer
+        self._deliver = deliver
+        self._pending: dict[str, Pending] = {}
+        self._over = False
+
+    def expect(self, ops: Sequence[ir.AnyOp]) -> None:
+        """Remember ops that will be answered."""
+        for op in ops:
+            if isinstance(op, ir.Gen):
+                stops = StopMatcher(op.sampling.stop) if op.sampling.stop else None
+                self._pending[op.id] = Pending(op, Detokenizer(self._tokenizer), stops)
+            elif isinstance(op, (ir.Select, ir.Fork, ir.Join)):
+                self._pending[op.id] = Pending(op)
+
+    def deliver_all(self, events: Sequence[ir.Event]) -> None:
+        """Deliver events that need no translation."""
+        if not self._over:
+            for event in events:
+                self._deliver(event)
+
+    def lost(self, kind: str, message: str) -> None:
+        """The program ended without the engine's word: fail what is open."""
+        self._end(ir.Ended(ir.Usage(), kind, message), retryable=True)
+
+    def news(self, news: m.AnyNews) -> None:
+        """Translate and deliver one piece of news."""
+        if isinstance(news, m.Over):
+            usage = ir.Usage(
+                calls=news.calls,
+                prompt_tokens=news.prompt,
+                cached_tokens=news.cached,
+                forced_tokens=news.forced,
+                generated_tokens=news.generated,
+                computed_tokens=news.computed,
+                steps=news.steps,
+                seconds=news.seconds,
+            )
+            self._end(ir.Ended(usage, news.kind, news.message), retryable=False)
+            return
+        pending = self._pending.get(news.op)
+        if isinstance(news, m.Failure):
+            self._failed(news, pending)
+        elif pending is not None:
+            self._about(news, pending)
+
+    def _about(self, news: m.AnyNews, pending: Pending) -> None:
+        op = pending.op
+        if isinstance(news, m.Sampled) and isinstance(op, ir.Gen):
+            self._sampled(news, pending, op)
+        elif isinstance(news, m.Began) and isinstance(op, (ir.Gen, ir.Select)):
+            self._deliver(ir.Started(op.id, op.seq, op.var))
+        elif isinstance(news, m.Done) and isinstance(op, ir.Gen):
+            self._done(news, pending, op)
+        elif isinstance(news, m.Chosen) and isinstance(op, ir.Select):
+            self._chosen(news, op)
+        elif isinstance(news, m.Branched) and isinstance(op, ir.Fork):
+            del self._pending[op.id]
+            self._deliver(ir.Forked(op.id, op.seq, op.into))
+        elif isinstance(news, m.Merged) and isinstance(op, ir.Join):
+            del self._pending[op.id]
+            text = self._tokenizer.decode(list(news.tokens))
+            self._deliver(ir.Joined(op.id, op.seq, op.branches, text))
+
+    def _sampled(self, news: m.Sampled, pending: Pending, op: ir.Gen) -> None:
+        assert pending.detokenizer is not None, "a Gen has one"
+        pending.tokens += news.tokens
+        for i, logprob in enumerate(news.logprobs):
+            tops = tuple((t, self._text(t), p) for t, p in news.tops[i]) if news.tops else ()
+            pending.waiting.append(ir.Logprob(news.tokens[i], self._text(news.tokens[i]), logprob, tops))
+        text = pending.detokenizer.push(list(news.tokens))
+        if pending.stops is not None:
+            text = pending.stops.push(text)[0]
+        if text:
+            self._emit(text, pending, op)
+
+    def _emit(self, text: str, pending: Pending, op: ir.Gen) -> None:
+        pending.sent += text
+        pending.logprobs += pending.waiting
+        self._deliver(ir.Token(op.id, op.seq, text, op.var, tuple(pending.waiting)))
+        pending.waiting.clear()
+
+    def _done(self, news: m.Done, pending: Pending, op: ir.Gen) -> None:
+        del self._pending[op.id]
+        tokens = [*pending.tokens[: news.keep], *news.tail]
+        value = self._tokenizer.decode(tokens)
+        sampled = [*pending.logprobs, *pending.waiting]
+        pending.waiting = pending.waiting[: max(0, news.keep - len(pending.logprobs))]
+        if len(value) > len(pending.sent):
+            self._emit(value[len(pending.sent) :], pending, op)
+        meta = ir.Meta(
+            finish_reason="length" if news.reason == "length" else "stop",
+            matched=news.matched,
+            prompt_tokens=news.prompt,
+            cached_tokens=news.cached,
+            forced_tokens=news.forced,
+            completion_tokens=len(pending.tokens),
+            logprobs=tuple(sampled[: news.keep]),
+            mean_logprob=sum(p.logprob for p in sampled) / len(sampled) if sampled else None,
+            tokens=tuple(tokens),
+            first_step=news.first_step,
+            last_step=news.last_step,
+            queued_seconds=news.queued,
+            seconds=news.seconds,
+        )
+        self._deliver(ir.Finished(op.id, op.seq, value, meta, op.var))
+
+    def _chosen(self, news: m.Chosen, op: ir.Select) -> None:
+        del self._pending[op.id]
+        meta = ir.Meta(
+            prompt_tokens=news.prompt,
+            cached_tokens=news.cached,
+            scores=news.scores,
+            choice_logprobs=news.logprobs,
+            mean_logprob=sum(news.logprobs[news.winner]) / len(news.logprobs[news.winner]),
+            first_step=news.first_step,
+            last_step=news.last_step,
+            queued_seconds=news.queued,
+            seconds=news.seconds,
+        )
+        self._deliver(ir.Finished(op.id, op.seq, op.choices[news.winner], meta, op.var))
+
+    def _failed(self, news: m.Failure, pending: Pending | None) -> None:
+        self._pending.pop(news.op, None)
+        seq = pending.op.seq if pending is not None else news.op.rpartition(".")[0]
+        self._deliver(ir.Failed(news.op, seq, news.kind, news.message))
+
+    def _end(self, ended: ir.Ended, *, retryable: bool) -> None:
+        if self._over:
+            return
+        self._over = True
+        for pending in self._pending.values():
+            kind, message = ended.kind or "generation", ended.message or "the program ended before this operation did"
+            self._deliver(ir.Failed(pending.op.id, pending.op.seq, kind, message, retryable))
+        self._pending.clear()
+        self._deliver(ended)
+
+    def _text(self, token: int) -> str:
+        return self._tokenizer.decode([token])
