@@ -90,7 +90,9 @@ class ContextOverflow(GenerationError):
 class ParseError(GenerationError):
     """The generated text is not a value of the asked type; `text` is what was generated."""
 
-    def __init__(self, message: str, *, text: str = "", where: str = "", branch: str = "", prompt_tail: str = "") -> None:
+    def __init__(
+        self, message: str, *, text: str = "", where: str = "", branch: str = "", prompt_tail: str = ""
+    ) -> None:
         super().__init__(message, where=where, branch=branch, prompt_tail=prompt_tail)
         self.text = text
 

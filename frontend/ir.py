@@ -19,9 +19,7 @@ from ramet.frontend.errors import ConstraintError
 
 ROOT = "0"
 MAX_STOPS, MAX_STOP_CHARS, MAX_BIAS, MAX_LOGPROBS, MAX_N = 16, 256, 300, 20, 128
-SelectMethod = Literal[
-    "token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized"
-]
+SelectMethod = Literal["token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized"]
 SELECT_METHODS: tuple[str, ...] = (
     "token_length_normalized",
     "greedy_token_selection",
@@ -35,8 +33,8 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. `max_tokens` None means until a stop or
     the end of the context. `logprobs` k returns the sampled token's logprob and the k most likely (0: only the
-    sampled token's, when `want_logprobs`; -1 none). Penalties are OpenAI's (frequency, presence: over generated tokens) and
-    CTRL's (repetition, multiplicative: over all tokens of the sequence). Raises `ConstraintError`.
+    sampled token's, when `want_logprobs`; -1 none). Penalties are OpenAI's (frequency, presence: over generated
+    tokens) and CTRL's (repetition, multiplicative: over all tokens of the sequence). Raises `ConstraintError`.
     """
 
     temperature: float = 1.0
@@ -100,7 +98,8 @@ class Ref(msgspec.Struct, frozen=True, tag="ref", omit_defaults=True):
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An operation. `id` is its path; `seq` the sequence that it acts on (for Put: the one whose program order it has)."""
+    """An operation. `id` is its path; `seq` the sequence that it acts on (for Put: the one whose program order it
+    has)."""
 
     id: str
     seq: str

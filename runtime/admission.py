@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 
 def peak(held: I64, left: I64) -> int:
-    """The most KV slots that a set of sequences will ever hold at once, `held[i]` slots now and `left[i]` tokens still to come,
-    if all decode in step: sorted by what is left, the k with the most left are all alive when the k-th of them ends.
-    (The estimate that LightLLM's scheduler uses, Gong et al. 2025.)"""
+    """The most KV slots that a set of sequences will ever hold at once, `held[i]` slots now and `left[i]` tokens
+    still to come, if all decode in step: sorted by what is left, the k with the most left are all alive when the
+    k-th of them ends. (The estimate that LightLLM's scheduler uses, Gong et al. 2025.)"""
     if not len(held):
         return 0
     order = np.argsort(-left, kind="stable")
@@ -29,7 +29,8 @@ def peak(held: I64, left: I64) -> int:
 
 
 def interleave(groups: Sequence[tuple[int, Sequence[T]]], limit: int) -> list[T]:
-    """At most `limit` members, groups of the lowest rank first, groups of one rank in turn. `groups` holds (rank, members), sorted by rank."""
+    """At most `limit` members, groups of the lowest rank first, groups of one rank in turn. `groups` holds (rank,
+    members), sorted by rank."""
     out: list[T] = []
     for rank in sorted({rank for rank, _ in groups}):
         for turn in zip_longest(*(members for r, members in groups if r == rank), fillvalue=None):
@@ -40,7 +41,8 @@ def interleave(groups: Sequence[tuple[int, Sequence[T]]], limit: int) -> list[T]
 
 
 class Lengths:
-    """How long generations without max_tokens tend to get: a high quantile of the last ones, `default` before there are any."""
+    """How long generations without max_tokens tend to get: a high quantile of the last ones, `default` before there
+    are any."""
 
     def __init__(self, default: int = 128, window: int = 256, quantile: float = 0.9) -> None:
         self._seen: deque[int] = deque(maxlen=window)

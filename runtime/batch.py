@@ -60,14 +60,14 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """T new tokens of S segments. A segment is a run of consecutive new tokens of one sequence (or of one path of a token
-    trie) together with all slots that its last token may see.
+    """T new tokens of S segments. A segment is a run of consecutive new tokens of one sequence (or of one path of a
+    token trie) together with all slots that its last token may see.
 
     tokens, positions, slots `[T] int32`: id (-1 where `feed` supplies it), position, and the KV slot to write.
-    qo_indptr `[S+1]`: segment s owns new tokens qo_indptr[s]:qo_indptr[s+1]. kv_indptr `[S+1]`, kv_indices: its slots in
-    order of position, the new ones included; the new tokens are the last of them (causal: new token i of n sees
-    kv_length - n + i + 1 slots). A segment may list slots that another segment of the same batch writes: in each layer all K
-    and V are stored before any attention runs.
+    qo_indptr `[S+1]`: segment s owns new tokens qo_indptr[s]:qo_indptr[s+1]. kv_indptr `[S+1]`, kv_indices: its
+    slots in order of position, the new ones included; the new tokens are the last of them (causal: new token i of n
+    sees kv_length - n + i + 1 slots). A segment may list slots that another segment of the same batch writes: in
+    each layer all K and V are stored before any attention runs.
     feed, feed_rows `[F] int32`: tokens[feed[i]] is the token last sampled into row feed_rows[i] of the token table.
     """
 

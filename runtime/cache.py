@@ -1,7 +1,9 @@
-"""The KV cache as sequences see it: the tree of shared prefixes, the pool of slots and the table of rows, moved together.
+"""The KV cache as sequences see it: the tree of shared prefixes, the pool of slots and the table of rows, moved
+together.
 
-In: sequences. Out: rows of slots for the scheduler. This is the only place that frees a slot (`_free`) and the only one that moves a
-sequence's lock. Freed slots may still be read by a batch in the air: that is safe, since every later batch runs after it.
+In: sequences. Out: rows of slots for the scheduler. This is the only place that frees a slot (`_free`) and the only
+one that moves a sequence's lock. Freed slots may still be read by a batch in the air: that is safe, since every
+later batch runs after it.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from ramet.runtime.slots import Rows, Slots
 
 
 class Cache:
-    """KV slots of one engine. Sequences are seated (they have a row and may hold private slots), resting (no row, but a lock:
-    a lease on their prefix) or parked (neither: what they computed may be evicted)."""
+    """KV slots of one engine. Sequences are seated (they have a row and may hold private slots), resting (no row,
+    but a lock: a lease on their prefix) or parked (neither: what they computed may be evicted)."""
 
     def __init__(self, capacity: int, rows: int, context: int) -> None:
         self.capacity = capacity
@@ -66,8 +68,9 @@ class Cache:
     def settle(self, seq: Sequence, keep: int, known: int | None = None) -> None:
         """Move private slots into the tree, and the lock to position `keep` or as far as tokens are computed.
 
-        `known` is the number of tokens of the buffer whose id is certain (default: the known ones). Tokens from `keep` on stay in the tree
-        unlocked: whoever appends the same tokens again finds them. Slots of positions with unknown tokens are freed.
+        `known` is the number of tokens of the buffer whose id is certain (default: the known ones). Tokens from
+        `keep` on stay in the tree unlocked: whoever appends the same tokens again finds them. Slots of positions
+        with unknown tokens are freed.
         """
         if seq.row is None:
             return
@@ -148,8 +151,8 @@ class Cache:
         seq.computed += len(slots)
 
     def publish(self, seq: Sequence) -> bool:
-        """Insert at launch: put the computed tokens into the tree, whose ids the host must know. False, and nothing changes, when the tree has
-        one of them already (its last prompt token, computed again for its logits)."""
+        """Insert at launch: put the computed tokens into the tree, whose ids the host must know. False, and nothing
+        changes, when the tree has one of them already (its last prompt token, computed again for its logits)."""
         assert seq.node is not None and seq.row is not None and seq.computed <= seq.known, "published tokens are known"
         start = seq.depth
         tokens = seq.tokens(start, seq.computed)
@@ -183,7 +186,8 @@ class Cache:
         return len(gone)
 
     def _adopt(self, node: Node, tokens: I32, slots: I32) -> Node:
-        """Insert a run below `node`; where the tree had a token already, its slot replaces ours in place and ours is freed."""
+        """Insert a run below `node`; where the tree had a token already, its slot replaces ours in place and ours is
+        freed."""
         if not len(tokens):
             return node
         mine = slots.copy()
@@ -232,6 +236,10 @@ class Cache:
         assert len(np.unique(held)) == len(held), "a slot is private to two branches"
         assert not self.slots.is_free(held).any(), "a private slot is free"
         total = self.slots.free + self.tree.size + len(held)
-        assert total == self.capacity, f"free {self.slots.free} + tree {self.tree.size} + private {len(held)} != {self.capacity}"
+        assert total == self.capacity, (
+            f"free {self.slots.free} + tree {self.tree.size} + private {len(held)} != {self.capacity}"
+        )
         for node in self.tree.nodes():
-            assert node.refs == refs.get(id(node), 0), f"node at depth {node.depth}: refs {node.refs}, held {refs.get(id(node), 0)}"
+            assert node.refs == refs.get(id(node), 0), (
+                f"node at depth {node.depth}: refs {node.refs}, held {refs.get(id(node), 0)}"
+            )

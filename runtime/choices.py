@@ -1,7 +1,8 @@
 """Choices as a token trie: what a Select computes, and which choice wins.
 
-In: the token ids of each choice. Out: a `Trie` whose inner nodes are computed in one forward pass (leaves need no KV: their logprob comes
-from their parent), and from the logprob of every edge the scores and the winner. Pure functions of plain data.
+In: the token ids of each choice. Out: a `Trie` whose inner nodes are computed in one forward pass (leaves need no
+KV: their logprob comes from their parent), and from the logprob of every edge the scores and the winner. Pure
+functions of plain data.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from ramet.frontend.ir import SelectMethod
 
 
 class Trie:
-    """A prefix tree over choices. Node i has `tokens[i]`, `parents[i]` (-1: the prompt) and `depths[i]` (0 below the prompt);
-    parents come before children. `inner` lists the nodes with children; `paths[c]` the nodes of choice c."""
+    """A prefix tree over choices. Node i has `tokens[i]`, `parents[i]` (-1: the prompt) and `depths[i]` (0 below the
+    prompt); parents come before children. `inner` lists the nodes with children; `paths[c]` the nodes of choice c."""
 
     def __init__(self, choices: Sequence[Sequence[int]]) -> None:
         self.tokens: list[int] = []
@@ -71,9 +72,9 @@ def decide(
     """The winner's index and every choice's score, from the logprobs of each choice's own tokens.
 
     token_length_normalized: their mean. unconditional_likelihood_normalized: the mean of what the prompt adds to them
-    (log p(token | prompt) - log p(token | nothing), Holtzman et al. 2021's PMI per token). greedy_token_selection: step by step the
-    choices whose token is most likely stay; a choice that has ended stands in with its mean; the score is the number
-    of steps it survived plus its mean's rank within (0, 1]. Ties go to the earlier choice.
+    (log p(token | prompt) - log p(token | nothing), Holtzman et al. 2021's PMI per token). greedy_token_selection:
+    step by step the choices whose token is most likely stay; a choice that has ended stands in with its mean; the
+    score is the number of steps it survived plus its mean's rank within (0, 1]. Ties go to the earlier choice.
     """
     means = [sum(row) / len(row) for row in logprobs]
     if method == "token_length_normalized":

@@ -1,7 +1,7 @@
 """The engine's client: the world of text, in the user's (or the server's) process.
 
-In: operations of `frontend.ir`. Out: its events, delivered in order from one thread. It tokenises before the engine sees anything, detokenises
-what comes back, and turns the engine's end into failures: nothing that was begun hangs.
+In: operations of `frontend.ir`. Out: its events, delivered in order from one thread. It tokenises before the engine
+sees anything, detokenises what comes back, and turns the engine's end into failures: nothing that was begun hangs.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class EngineClient:
                 else:
                     item()
         if not hello.done():
-            hello.set_exception(errors.EngineError("the engine's process ended before it was ready; its log is on standard error"))
+            hello.set_exception(
+                errors.EngineError("the engine's process ended before it was ready; its log is on standard error")
+            )
         self._lost(link, reason)
         if isinstance(link, ProcessLink):
             link.release()

@@ -1,6 +1,7 @@
 """Every knob of the engine: frozen, documented, in one place.
 
-In: arguments of `Engine(...)` or the command line. Out: a `Config` (what a person chooses) and the `Limits` that the scheduler works under.
+In: arguments of `Engine(...)` or the command line. Out: a `Config` (what a person chooses) and the `Limits` that the
+scheduler works under.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What a person may choose about an engine.
 
-    model: a name that `models.hub.resolve` knows. dtype: "auto", "float32" or "bfloat16" (auto: bfloat16 where the processor computes with it,
-    else float32). device: "cpu". threads: 0 is one per core. context: tokens of the longest sequence, 0 is the model's own. kv_tokens: KV
-    slots, 0 is as many as a quarter of the free memory holds, at most 65,536. max_running: sequences that decode at once.
-    seed: of programs that give none; -1 draws one for each.
+    model: a name that `models.hub.resolve` knows. dtype: "auto", "float32" or "bfloat16" (auto: bfloat16 where the
+    processor computes with it, else float32). device: "cpu". threads: 0 is one per core. context: tokens of the
+    longest sequence, 0 is the model's own. kv_tokens: KV slots, 0 is as many as a quarter of the free memory holds,
+    at most 65,536. max_running: sequences that decode at once. seed: of programs that give none; -1 draws one for each.
     """
 
     model: str = "default"

@@ -14,16 +14,7 @@ from ramet.runtime.radix import Node
 from ramet.runtime.sequence import Choosing, Generating, Sequence
 
 EMPTY: I32 = np.zeros(0, np.int32)
-_FIELDS = (
-    ("temperature", np.float32),
-    ("top_p", np.float32),
-    ("top_k", np.int32),
-    ("min_p", np.float32),
-    ("frequency_penalty", np.float32),
-    ("presence_penalty", np.float32),
-    ("repetition_penalty", np.float32),
-    ("logprobs", np.int32),
-)
+_SEED_BITS = (1 << 64) - 1
 
 
 @dataclass(slots=True)
@@ -38,7 +29,8 @@ class Draw:
 
 @dataclass(slots=True)
 class Score:
-    """One Choose whose edges are scored: targets [first, first + edges) of the trie, then as many unconditional ones, if any."""
+    """One Choose whose edges are scored: targets [first, first + edges) of the trie, then as many unconditional
+    ones, if any."""
 
     seq: Sequence
     turn: int
@@ -62,9 +54,9 @@ class Draft:
         self.step = step
         self.left = budget
         self.notes = Notes()
-        self.members: set[int] = set()  # ids of sequences that take part
-        self.ends: dict[int, int] = {}  # id of the node at whose end a row of this batch stands → that row
-        self.frontier: set[tuple[int, int]] = set()  # (node, next token) that a member is going to compute
+        self.members: set[Sequence] = set()  # who takes part
+        self.ends: dict[Node, int] = {}  # a node at whose end a row of this batch stands → that row
+        self.frontier: set[tuple[Node, int]] = set()  # (node, next token) that a member is going to compute
         self.count = 0
         self._tokens: list[I32] = []
         self._positions: list[I32] = []
@@ -82,12 +74,13 @@ class Draft:
 
     def join(self, seq: Sequence) -> None:
         """The sequence takes part in this step."""
-        if id(seq) not in self.members:
-            self.members.add(id(seq))
+        if seq not in self.members:
+            self.members.add(seq)
             self.notes.members.append(seq)
 
     def segment(self, tokens: I32, start: int, slots: I32, kv: I32) -> int:
-        """Add a run of tokens at positions start...; `kv` all slots up to the last one. The index of its first token."""
+        """Add a run of tokens at positions start...; `kv` all slots up to the last one. The index of its first
+        token."""
         first = self.count
         self._tokens.append(tokens)
         self._positions.append(np.arange(start, start + len(tokens), dtype=np.int32))
@@ -129,23 +122,6 @@ class Draft:
         if not self.count:
             assert not self._rows and not self._target_rows, "results without a computation"
             return None
-        samplings = [d.task.op.sampling for d in self.notes.draws]
-        cols = {name: np.array([getattr(s, name) for s in samplings], kind) for name, kind in _FIELDS}
-        draws = Draws(
-            rows=np.array(self._rows, np.int32),
-            into=np.array(self._into, np.int32),
-            positions=np.array([d.position for d in self.notes.draws], np.int64),
-            seeds=np.array([d.task.op.seed & 0xFFFFFFFFFFFFFFFF for d in self.notes.draws], np.uint64),
-            temperature=cols["temperature"],
-            top_p=cols["top_p"],
-            top_k=cols["top_k"],
-            min_p=cols["min_p"],
-            frequency=cols["frequency_penalty"],
-            presence=cols["presence_penalty"],
-            repetition=cols["repetition_penalty"],
-            logprobs=cols["logprobs"],
-            bias=tuple(self._bias),
-        )
         return Batch(
             step=self.step,
             tokens=np.concatenate(self._tokens),
@@ -156,14 +132,33 @@ class Draft:
             kv_indices=np.concatenate(self._kv),
             feed=np.array(self._feed, np.int32),
             feed_rows=np.array(self._feed_rows, np.int32),
-            draws=draws,
+            draws=self._draws(),
             targets=Targets(np.array(self._target_rows, np.int32), np.array(self._target_tokens, np.int32)),
             owner=self.notes,
+        )
+
+    def _draws(self) -> Draws:
+        draws = self.notes.draws
+        samplings = [draw.task.op.sampling for draw in draws]
+        return Draws(
+            rows=np.array(self._rows, np.int32),
+            into=np.array(self._into, np.int32),
+            positions=np.array([draw.position for draw in draws], np.int64),
+            seeds=np.array([draw.task.op.seed & _SEED_BITS for draw in draws], np.uint64),
+            temperature=np.array([s.temperature for s in samplings], np.float32),
+            top_p=np.array([s.top_p for s in samplings], np.float32),
+            top_k=np.array([s.top_k for s in samplings], np.int32),
+            min_p=np.array([s.min_p for s in samplings], np.float32),
+            frequency=np.array([s.frequency_penalty for s in samplings], np.float32),
+            presence=np.array([s.presence_penalty for s in samplings], np.float32),
+            repetition=np.array([s.repetition_penalty for s in samplings], np.float32),
+            logprobs=np.array([s.logprobs for s in samplings], np.int32),
+            bias=tuple(self._bias),
         )
 
     def published(self, node: Node, row: int, next_token: int | None) -> None:
         """A member's computed tokens now end at `node`, its last one is token `row` of this batch; it goes on with
         `next_token` (None: it does not know yet)."""
-        self.ends[id(node)] = row
+        self.ends[node] = row
         if next_token is not None:
-            self.frontier.add((id(node), next_token))
+            self.frontier.add((node, next_token))

@@ -1,7 +1,8 @@
 """The step loop: orders in, batches to the runner, results to programs, news out.
 
-In: a `Port` that brings orders, a `Runner` that computes. Out: one `Step` of news per step. `EngineCore.step` is all there is: in the engine's
-process, in a thread (`in_process=True`) and in tests the same code runs. Results of step N are read while step N + 1 is computed.
+In: a `Port` that brings orders, a `Runner` that computes. Out: one `Step` of news per step. `EngineCore.step` is all
+there is: in the engine's process, in a thread (`in_process=True`) and in tests the same code runs. Results of step N
+are read while step N + 1 is computed.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ class EngineCore:
         return (len(flight.batch), flight.batch.segments)
 
     def _crash(self, batch: Batch, error: Exception) -> None:
-        """A batch failed: its sequences fail, and since its KV may be garbage and is in the tree, nothing cached is trusted."""
+        """A batch failed: its sequences fail, and since its KV may be garbage and is in the tree, nothing cached is
+        trusted."""
         notes: Notes = batch.owner
         hit = [seq for seq in notes.members if seq.failed is None and not seq.closed]
         for program in list(self.programs.live.values()):
@@ -177,10 +179,16 @@ class EngineCore:
         for seq in sequences:
             assert seq.computed <= seq.length, f"{seq.name}: more computed than exists"
             assert (seq.row is not None) == (seq in self.scheduler.running), f"{seq.name}: row and place differ"
-            places = [seq in group for group in (self.scheduler.running, self.scheduler.waiting, self.scheduler.resting)]
+            places = [
+                seq in group for group in (self.scheduler.running, self.scheduler.waiting, self.scheduler.resting)
+            ]
             assert sum(places) <= 1, f"{seq.name}: in two places"
             assert not (seq.closed or seq.failed) or seq.node is None, f"{seq.name}: over, and still holds KV"
         if not self.programs.live:
-            assert not (self.scheduler.running or self.scheduler.waiting or self.scheduler.resting), "a dead sequence is kept"
+            assert not (self.scheduler.running or self.scheduler.waiting or self.scheduler.resting), (
+                "a dead sequence is kept"
+            )
             assert self.cache.tree.locked == 0, "a lock outlives its program"
-            assert self.cache.slots.free + self.cache.tree.size == self.cache.capacity, "private slots without a program"
+            assert self.cache.slots.free + self.cache.tree.size == self.cache.capacity, (
+                "private slots without a program"
+            )

@@ -2,8 +2,8 @@
 
 In (client → engine): orders, each about one program. Out (engine → client): one `Step` per step that has news.
 msgpack of schema-checked structs (R1). Operations here are those of `frontend.ir` with text turned into token
-ids: constants are tokenised, role edges rendered, sampling validated. Program ids are made by the client (128 random bits,
-R10); op and sequence names are the paths of `frontend.ir`.
+ids: constants are tokenised, role edges rendered, sampling validated. Program ids are made by the client (128 random
+bits, R10); op and sequence names are the paths of `frontend.ir`.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ AnyNews = Began | Sampled | Done | Chosen | Branched | Merged | Failure | Over
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Gauges and counters of the engine. KV figures are in tokens: total = free + cached (in the tree, unlocked) + used."""
+    """Gauges and counters of the engine. KV figures are in tokens: total = free + cached (in the tree, unlocked) +
+    used."""
 
     token: int = 0
     kv_total: int = 0

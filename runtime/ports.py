@@ -1,6 +1,8 @@
-"""The two ends of the wire between the world of text and the engine: in one process (queues) and between two (zmq over ipc).
+"""The two ends of the wire between the world of text and the engine: in one process (queues) and between two (zmq
+over ipc).
 
-In and out: orders one way, reports the other, msgpack of schema-checked structs (R1). A `Port` is the engine's end, a `Link` the client's.
+In and out: orders one way, reports the other, msgpack of schema-checked structs (R1). A `Port` is the engine's end,
+a `Link` the client's.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class QueuePort:
 
 
 class ThreadLink:
-    """An engine in a thread of this process. `serve(port, ready)` builds it, calls `ready(Ready)`, and loops until stopped."""
+    """An engine in a thread of this process. `serve(port, ready)` builds it, calls `ready(Ready)`, and loops until
+    stopped."""
 
     def __init__(self, serve: Callable[[QueuePort, Callable[[m.Ready], None]], None]) -> None:
         self._port = QueuePort()
@@ -134,8 +137,8 @@ class ZmqPort:
 
 
 class ProcessLink:
-    """An engine in a process of its own, which ends when this one does (its standard input is our pipe) and whose end we notice at
-    once (our pipe is its standard output)."""
+    """An engine in a process of its own, which ends when this one does (its standard input is our pipe) and whose
+    end we notice at once (our pipe is its standard output)."""
 
     def __init__(self, config: Config) -> None:
         self._directory = tempfile.mkdtemp(prefix="ramet-")  # mode 0700
@@ -207,7 +210,8 @@ class ProcessLink:
                 return reports
 
     def close(self) -> None:
-        """Ask the process to end, wait, end it if it does not, and remove its directory. The receiving thread must be done or the caller."""
+        """Ask the process to end, wait, end it if it does not, and remove its directory. The receiving thread must
+        be done or the caller."""
         self.send(m.OrderStop())
         try:
             self.process.wait(GRACE_SECONDS)

@@ -1,7 +1,8 @@
 """The engine's process, and how an engine is built from a `Config`.
 
-In: a line of JSON (the config) on standard input, a directory with two sockets as the only argument. Out: reports over the socket; standard
-output stays silent (the parent watches its end), the log goes to standard error. Ends when standard input closes.
+In: a line of JSON (the config) on standard input, a directory with two sockets as the only argument. Out: reports
+over the socket; standard output stays silent (the parent watches its end), the log goes to standard error. Ends when
+standard input closes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ramet.runtime import messages as m
 from ramet.runtime.config import Config
 from ramet.runtime.engine import EngineCore, Port
 from ramet.runtime.models import hub
-from ramet.runtime.vocabulary import load_tokenizer
+from ramet.runtime.start import load_tokenizer
 
 
 def build(config: Config, port: Port) -> tuple[EngineCore, m.Ready]:
@@ -35,9 +36,7 @@ def build(config: Config, port: Port) -> tuple[EngineCore, m.Ready]:
     eos = tuple(sorted({*spec.eos, *tokenizer.eos}))
     core = EngineCore(runner, port, limits=config.limits, eos=eos, tokenizer=tokenizer, model=source.name)
     seconds = time.monotonic() - began
-    return core, m.Ready(
-        source.name, runner.dtype_name, runner.context, runner.capacity, runner.threads, seconds
-    )
+    return core, m.Ready(source.name, runner.dtype_name, runner.context, runner.capacity, runner.threads, seconds)
 
 
 def serve(config: Config, port: Port, ready: Callable[[m.Ready], None]) -> None:
@@ -69,7 +68,7 @@ def main() -> None:
     threading.Thread(target=_follow_parent, name="ramet-parent", daemon=True).start()
     try:
         serve(msgspec.json.decode(line, type=Config), port, port.send)
-    except Exception as error:  # noqa: BLE001 (the main of the engine's process: the client is told)
+    except Exception as error:
         port.send(m.Broken(type(error).__name__, str(error)))
         port.close()
         raise SystemExit(1) from error

@@ -1,8 +1,8 @@
 """Live programs: their sequences, their pending ops, and what each step's results mean for them.
 
-In: orders from the client, and the results of flights. Out: work for the scheduler, and news for the client. When op n of a sequence ends,
-op n + 1 begins in the same call, so its constant tokens join the very next batch. A failed op poisons its own sequence
-and what refers to its value, nothing else; a program ends with exactly one `Over`.
+In: orders from the client, and the results of flights. Out: work for the scheduler, and news for the client. When op
+n of a sequence ends, op n + 1 begins in the same call, so its constant tokens join the very next batch. A failed op
+poisons its own sequence and what refers to its value, nothing else; a program ends with exactly one `Over`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Failure = tuple[str, str]  # kind and message
 
 @dataclass(eq=False, slots=True)
 class Program:
-    """One live program. `open` counts ops that were received and did not end; `waiters` maps an op (whose value is awaited) or a branch
-    (whose end is) to the sequences that wait."""
+    """One live program. `open` counts ops that were received and did not end; `waiters` maps an op (whose value is
+    awaited) or a branch (whose end is) to the sequences that wait."""
 
     id: str
     namespace: str
@@ -49,7 +49,8 @@ class Program:
 
 
 class Programs:
-    """The live programs of an engine. `receive` takes orders, `collect` a flight's results; `news` is what to tell the client."""
+    """The live programs of an engine. `receive` takes orders, `collect` a flight's results; `news` is what to tell
+    the client."""
 
     def __init__(
         self,
@@ -145,10 +146,13 @@ class Programs:
             self.scheduler.wake(seq)
 
     def _blocked(self, seq: Sequence, op: m.AnyOp) -> bool:
-        """True, and the sequence is told later, when the op needs a value or the end of a branch that is still to come."""
+        """True, and the sequence is told later, when the op needs a value or the end of a branch that is still to
+        come."""
         program = seq.program
         if isinstance(op, m.Append):
-            missing = [p for p in op.parts if isinstance(p, str) and p not in program.values and p not in program.broken]
+            missing = [
+                p for p in op.parts if isinstance(p, str) and p not in program.values and p not in program.broken
+            ]
         elif isinstance(op, m.Join):
             branches = ((name, program.sequences.get(name)) for name in op.branches)
             missing = [name for name, branch in branches if branch and not branch.closed and branch.failed is None]
@@ -335,30 +339,39 @@ class Programs:
     # -- results
 
     def collect(self, notes: Notes, samples: Samples, step: int) -> None:
-        """Results of a flight: tokens become sequences' tokens, ended ops give way to the next ones."""
+        """Results of a flight: tokens become sequences' tokens, ended ops give way to the next ones. What arrives
+        for an op that ended before is dropped."""
         touched: dict[Program, None] = {}
         for r, draw in enumerate(notes.draws):
-            if draw.turn == draw.seq.turn:  # else the op ended before this token arrived: it is dropped
+            if draw.turn == draw.seq.turn:
                 touched[draw.seq.program] = None
-                self._within(draw, lambda r=r, draw=draw: self._sampled(draw, r, samples, step))
+                try:
+                    self._sampled(draw, r, samples, step)
+                except Exception as error:  # noqa: BLE001 (the request boundary)
+                    self._refused(draw, error)
         for score in notes.scores:
             if score.turn == score.seq.turn:
                 touched[score.seq.program] = None
-                self._within(score, lambda score=score: self._scored(score, samples, step))
+                try:
+                    self._scored(score, samples, step)
+                except Exception as error:  # noqa: BLE001 (the request boundary)
+                    self._refused(score, error)
         for program in touched:
             self.conclude(program)
 
-    def _within(self, result: Draw | Score, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception as error:  # noqa: BLE001 (the request boundary)
-            self.fail(result.seq, result.task.op.op, "generation", f"{type(error).__name__}: {error}")
+    def _refused(self, result: Draw | Score, error: Exception) -> None:
+        self.fail(result.seq, result.task.op.op, "generation", f"{type(error).__name__}: {error}")
 
     def _sampled(self, draw: Draw, r: int, samples: Samples, step: int) -> None:
         seq, task, token = draw.seq, draw.task, int(samples.tokens[r])
         seq.flying -= 1
         if token < 0:
-            self.fail(seq, task.op.op, "generation", "no token can be sampled: all are forbidden, or the logits are not finite")
+            self.fail(
+                seq,
+                task.op.op,
+                "generation",
+                "no token can be sampled: all are forbidden, or the logits are not finite",
+            )
             return
         seq.append(np.array([token], np.int32))
         task.made += 1
@@ -375,8 +388,8 @@ class Programs:
             if matched is not None:
                 assert self._tokenizer is not None, "stop strings need a tokenizer"
                 value = seq.tokens(task.start, task.start + task.sent).tolist()
-                keep, tail = cut(self._tokenizer, value, matched)
-                self._done(seq, task, "stop", matched, keep, tail, step)
+                keep, tail = cut(self._tokenizer, value, task.stops.emitted)
+                self._done(seq, task, "stop", matched, keep, list(tail), step)
                 return
         if task.made >= task.limit:
             self._done(seq, task, "length", None, task.sent, [], step)
@@ -393,9 +406,17 @@ class Programs:
         self.news.append(m.Sampled(seq.program.id, task.op.op, (token,), logprobs, tops))
 
     def _done(
-        self, seq: Sequence, task: Generating, reason: str, matched: str | int | None, keep: int, tail: list[int], step: int
+        self,
+        seq: Sequence,
+        task: Generating,
+        reason: str,
+        matched: str | int | None,
+        keep: int,
+        tail: list[int],
+        step: int,
     ) -> None:
-        """A Generate ended: its value is its first `keep` tokens and `tail`; the rest of what was sampled stays cached only."""
+        """A Generate ended: its value is its first `keep` tokens and `tail`; the rest of what was sampled stays
+        cached only."""
         have, end = seq.known, task.start + keep
         if task.op.sampling.max_tokens is None:
             self.scheduler.lengths.add(task.made)

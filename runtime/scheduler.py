@@ -1,9 +1,9 @@
 """Plans one batch per step under a token budget, and says who holds KV meanwhile.
 
-In: sequences that want work (from `Programs`). Out: `plan() → Batch`, `masks(batch) → Masks`. It knows no phases: a sequence has tokens known
-and tokens computed, a step computes some of the difference. Running sequences go first, then waiting ones in admission order.
-When memory runs out it evicts what nobody holds, then revokes leases, then retracts the youngest sequence; the oldest one is never
-retracted for another, so one sequence can always finish.
+In: sequences that want work (from `Programs`). Out: `plan() → Batch`, `masks(batch) → Masks`. It knows no phases: a
+sequence has tokens known and tokens computed, a step computes some of the difference. Running sequences go first,
+then waiting ones in admission order. When memory runs out it evicts what nobody holds, then revokes leases, then
+retracts the youngest sequence; the oldest one is never retracted for another, so one sequence can always finish.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Scheduler:
     # -- the plan
 
     def plan(self) -> Batch | None:
-        """The next batch, or None. Prompt tokens that it computes are in the tree when it returns (insert at launch)."""
+        """The next batch, or None. Prompt tokens that it computes are in the tree when it returns (insert at
+        launch)."""
         draft = Draft(self.steps, self.limits.batch_tokens)
         self._expire()
         for seq in [s for s in self.running if s.task is None and not s.wants_work()]:
@@ -91,7 +92,7 @@ class Scheduler:
         for seq in decoding:
             self._schedule(seq, draft)
         for seq in ready:
-            if id(seq) not in draft.members and seq in self.running:
+            if seq not in draft.members and seq in self.running:
                 self._schedule(seq, draft)
         self._admit(draft)
         batch = draft.launch()
@@ -114,7 +115,11 @@ class Scheduler:
         if row is None:
             if todo <= 0 or self._awaits(seq, draft):
                 return False
-            if isinstance(seq.task, Choosing) and seq.computed + todo == goal and not self._trie_fits(seq.task, todo, draft):
+            if (
+                isinstance(seq.task, Choosing)
+                and seq.computed + todo == goal
+                and not self._trie_fits(seq.task, todo, draft)
+            ):
                 return False
             slots = self._reserve(todo, seq, draft)
             if slots is None:
@@ -135,7 +140,9 @@ class Scheduler:
 
     def _awaits(self, seq: Sequence, draft: Draft) -> bool:
         """True when another member is about to compute its very next token, a step later: then it waits for that."""
-        return seq.computed == seq.depth and not seq.flying and (id(seq.node), self._next(seq)) in draft.frontier
+        if seq.node is None or seq.flying or seq.computed != seq.depth:
+            return False
+        return (seq.node, self._next(seq)) in draft.frontier
 
     def _follow(self, seq: Sequence, draft: Draft) -> int | None:
         """Move along what others have computed. The batch's row with its last token's logits, if another member
@@ -148,7 +155,7 @@ class Scheduler:
         child = seq.node.children.get(int(seq.buffer[seq.computed]))
         if child is None:
             return None
-        row = draft.ends.get(id(child)) if child.depth == seq.known else None
+        row = draft.ends.get(child) if child.depth == seq.known else None
         if row is not None:
             self.cache.advance(seq, seq.known)
         return row
@@ -204,7 +211,8 @@ class Scheduler:
         return todo + size <= draft.left or not draft.count
 
     def _score(self, seq: Sequence, task: Choosing, row: int, draft: Draft) -> None:
-        """Add the trie's segments and targets. Without room for them the prompt is computed and the trie waits a step."""
+        """Add the trie's segments and targets. Without room for them the prompt is computed and the trie waits a
+        step."""
         assert seq.row is not None, "scheduled sequences are seated"
         inner = len(task.trie.inner)
         twice = bool(task.op.context)
@@ -214,11 +222,13 @@ class Scheduler:
             return
         task.slots, task.extra = slots[:inner], slots[inner:]
         prompt = self.cache.rows.table[seq.row, : seq.computed]
+        before = draft.count
         first = self._trie(task, task.slots, prompt, row, draft)
         if twice:
             bare = task.extra[: len(task.op.context)]
             context = draft.segment(np.array(task.op.context, np.int32), 0, bare, bare) + len(bare) - 1
             self._trie(task, task.extra[len(bare) :], bare, context, draft)
+        seq.program.computed += draft.count - before
         task.launched = True
         draft.notes.scores.append(Score(seq, seq.turn, task, first))
 
@@ -238,7 +248,8 @@ class Scheduler:
     # -- memory
 
     def _reserve(self, count: int, seq: Sequence, draft: Draft) -> I32 | None:
-        """Slots for a sequence's next tokens: by eviction, then by revoking leases, then by retracting younger sequences."""
+        """Slots for a sequence's next tokens: by eviction, then by revoking leases, then by retracting younger
+        sequences."""
         if not count:
             return NO_SLOTS
         after = -1
@@ -252,7 +263,8 @@ class Scheduler:
                 return None
 
     def _revoke(self) -> bool:
-        """Take back one lease: of the sequence that rests longest, else of the youngest that waits. False when there is none."""
+        """Take back one lease: of the sequence that rests longest, else of the youngest that waits. False when there
+        is none."""
         seq = next(iter(self.resting), None)
         if seq is None:
             seq = max((s for s in self.waiting if s.node is not None), key=_age, default=None)
@@ -272,7 +284,7 @@ class Scheduler:
 
     def _retract(self, needy: Sequence, draft: Draft) -> bool:
         """Send the youngest sequence that is not part of this step, and younger than `needy`, back to the queue."""
-        held = (s for s in self.running if id(s) not in draft.members and s is not needy and not _busy(s))
+        held = (s for s in self.running if s not in draft.members and s is not needy and not _busy(s))
         victim = max(held, key=_age, default=None)
         if victim is None or _age(victim) < _age(needy):
             return False
@@ -309,9 +321,10 @@ class Scheduler:
                 return
 
     def _candidates(self) -> list[Sequence]:
-        """Waiting sequences in admission order: by priority; namespaces in turn, the least served first; inside a namespace calls before
-        mere prefill, programs that run already, tiny ops, then age (so that children of one fork stand together), where a
-        cached prefix makes a sequence older. Those that want nothing any more go to rest."""
+        """Waiting sequences in admission order: by priority; namespaces in turn, the least served first; inside a
+        namespace calls before mere prefill, programs that run already, tiny ops, then age (so that children of one
+        fork stand together), where a cached prefix makes a sequence older. Those that want nothing any more go to
+        rest."""
         for seq in [s for s in self.waiting if not s.wants_work() and not s.flying]:
             self.rest(seq)
         groups: dict[tuple[int, str], list[Sequence]] = {}
@@ -359,7 +372,9 @@ class Scheduler:
         history = []
         for r, draw in enumerate(notes.draws):
             s = draw.task.op.sampling
-            if (s.frequency_penalty or s.presence_penalty or s.repetition_penalty != 1.0) and draw.turn == draw.seq.turn:
+            if (
+                s.frequency_penalty or s.presence_penalty or s.repetition_penalty != 1.0
+            ) and draw.turn == draw.seq.turn:
                 tokens = draw.seq.buffer[: draw.position].copy()
                 history.append((r, tokens, draw.position - draw.task.start))
         return Masks(history=tuple(history))

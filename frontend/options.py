@@ -1,0 +1,145 @@
+"""Sampling options: from what users write to one validated `Sampling`.
+
+In: keyword arguments under ramet's or SGLang's names, at four levels (decorator, using, run, gen). Out: a `Sampling`, or a
+`ConstraintError` at the user's line that names the option, its value and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from ramet.frontend.errors import ConstraintError
+from ramet.frontend.ir import Sampling
+
+SAMPLING = (
+    "max_tokens",
+    "max_new_tokens",
+    "min_tokens",
+    "stop",
+    "stop_token_ids",
+    "stop_regex",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "ignore_eos",
+    "seed",
+    "logprobs",
+    "return_logprob",
+    "logprob_start_len",
+    "top_logprobs_num",
+    "return_text_in_logprobs",
+)
+
+
+class GenOptions(TypedDict, total=False):
+    """The keyword arguments of `State.gen` and `State.reply`.
+
+    `logprobs` k: the sampled token's logprob and the k most likely alternatives (0: the sampled token's only; left out: none).
+    `timeout`: seconds that reading the value waits before it raises `ProgramTimeout`. The others as in `Sampling`.
+    """
+
+    name: str | None
+    max_tokens: int | None
+    min_tokens: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    regex: str | None
+    grammar: str | None
+    json_schema: str | Mapping[str, Any] | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    ignore_eos: bool | None
+    seed: int | None
+    logprobs: int | None
+    timeout: float | None
+
+
+def given(arguments: Mapping[str, Any], *without: str) -> dict[str, Any]:
+    """The arguments that were given (are not None), less `without`."""
+    return {name: value for name, value in arguments.items() if value is not None and name not in without}
+
+
+def checked(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`options` under the names of `Sampling`, each valid by itself. Copies what is mutable: the caller's lists stay his."""
+    out: dict[str, Any] = {}
+    for name, value in options.items():
+        if value is not None:
+            _translate(name, value, out, where)
+    build({}, out, where)
+    return out
+
+
+def _translate(name: str, value: Any, out: dict[str, Any], where: str) -> None:
+    if name in ("max_tokens", "max_new_tokens"):
+        out["max_tokens"] = _integer("max_tokens", value, where)
+    elif name in ("min_tokens", "seed", "logprobs"):
+        out[name] = _integer(name, value, where)
+    elif name == "top_k":
+        out["top_k"] = 0 if value == -1 else _integer(name, value, where)  # SGLang's -1 is off
+    elif name == "stop":
+        out["stop"] = _strings(name, value, where)
+    elif name == "stop_token_ids":
+        out[name] = tuple(_integer(name, token, where) for token in _list(name, value, where))
+    elif name == "logit_bias":
+        out[name] = {_integer("logit_bias", token, where): float(bias) for token, bias in dict(value).items()}
+    elif name == "ignore_eos":
+        out[name] = bool(value)
+    elif name == "return_logprob":
+        out["logprobs"] = max(out.get("logprobs", 0), 0) if value else -1
+    elif name == "top_logprobs_num":
+        out["logprobs"] = _integer(name, value, where)
+    elif name == "return_text_in_logprobs":
+        _refuse_unless(value in (True, False), name, value, "True or False; the text of tokens is always reported", where)
+    elif name == "logprob_start_len":
+        _refuse_unless(value == -1, name, value, "logprobs of the prompt are not built into this version", where)
+    elif name == "stop_regex":
+        _refuse_unless(len(value) == 0, name, value, "stopping at a regex is not built into this version; use stop", where)
+    elif name in SAMPLING:
+        out[name] = value
+    else:
+        raise ConstraintError(f"{name}={value!r}: no such option; known: {', '.join(SAMPLING)}", where=where)
+
+
+def _refuse_unless(fine: bool, name: str, value: object, remedy: str, where: str) -> None:
+    if not fine:
+        raise ConstraintError(f"{name}={value!r}: {remedy}", where=where)
+
+
+def _integer(name: str, value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConstraintError(f"{name}={value!r}: must be an integer", where=where)
+    return value
+
+
+def _list(name: str, value: Any, where: str) -> list[Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
+        raise ConstraintError(f"{name}={value!r}: must be a list", where=where)
+    return list(value)
+
+
+def _strings(name: str, value: Any, where: str) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else _list(name, value, where)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ConstraintError(f"{name}={value!r}: must be a string or a list of strings", where=where)
+    return tuple(texts)
+
+
+def build(defaults: Mapping[str, Any], options: Mapping[str, Any], where: str) -> Sampling:
+    """The `Sampling` of one generation: `options` over `defaults`."""
+    try:
+        return Sampling(**{**defaults, **options})
+    except ConstraintError as error:
+        raise ConstraintError(error.message, where=where) from None

@@ -1,0 +1,155 @@
+"""Operations on their way to the backend.
+
+In: recorded operations. Out: batches of them, in the order in which they were recorded. They go at the next read, at the
+end, or 2 ms after the first, whichever is first, so that what is recorded together (the branches of a fork) arrives together.
+An operation that refers to a value that this process still computes is held back, and what follows it on its sequence too;
+when the value fails, they fail here and are never sent.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from ramet.frontend.backends.base import Session
+from ramet.frontend.entries import Entry, Seq, merged
+from ramet.frontend.errors import ConstraintError, GenerationError
+from ramet.frontend.host import HOST
+from ramet.frontend.ir import ROOT, AnyOp, Close, Fork, Join, Put, Ref, Text
+
+COMPANY = 0.002  # seconds that an operation waits for others to travel with it
+
+
+class Outbox:
+    """`queue` and `pump` run under the owner's lock; `flush` takes it itself.
+
+    `poison(entry, root)` fails an operation that can never be sent; `lost(error)` says that the backend refused a batch.
+    """
+
+    def __init__(
+        self,
+        lock: threading.Lock,
+        seqs: dict[str, Seq],
+        poison: Callable[[Entry, Entry], None],
+        lost: Callable[[GenerationError | ConstraintError], None],
+    ) -> None:
+        self._lock = lock
+        self._seqs = seqs
+        self._poison = poison
+        self._lost = lost
+        self._order = threading.Lock()  # held while a batch is handed over: batches keep their order
+        self._ready: list[AnyOp] = []
+        self._held: list[Entry] = []
+        self._created = {ROOT}
+        self._armed = False
+        self.session: Session | None = None
+        self.abandoned: deque[Seq] = deque()  # sequences whose State was collected; filled by __del__, without a lock
+
+    @property
+    def holding(self) -> bool:
+        """Some operation waits for a value of the host."""
+        return bool(self._held)
+
+    def queue(self, entry: Entry) -> None:
+        """Take a recorded operation; values of the host that it refers to travel before it."""
+        for ref in entry.refs:
+            if ref.kind == "put" and not ref.sent and ref not in self._held:
+                self._held.append(ref)
+        self._held.append(entry)
+        self.pump()
+
+    def pump(self) -> None:
+        """Move everything that can go now from the held to the ready operations, in the order of recording."""
+        blocked: set[str] = set()
+        held: list[Entry] = []
+        for entry in self._held:
+            root = self._dead_cause(entry)
+            if root is not None:
+                self._bury(entry, root)
+            elif entry.seq.path in blocked or not self._can_go(entry):
+                held.append(entry)
+                if entry.kind != "put":
+                    blocked.add(entry.seq.path)
+            else:
+                self._go(entry)
+        self._held = held
+
+    def _can_go(self, entry: Entry) -> bool:
+        if entry.seq.path not in self._created:
+            return False
+        if entry.kind == "put":
+            return entry.status == "done"
+        return all(ref.sent for ref in entry.refs)
+
+    def _dead_cause(self, entry: Entry) -> Entry | None:
+        if entry.kind == "put":
+            return entry.root if entry.status == "failed" else None
+        if entry.seq.dead is not None:
+            return entry.seq.dead
+        for ref in entry.refs:
+            if ref.status == "failed" and not ref.sent:
+                return ref.root
+        if isinstance(entry.op, Join):
+            for path in entry.op.branches:
+                if self._seqs[path].dead is not None:
+                    return self._seqs[path].dead
+        return None
+
+    def _bury(self, entry: Entry, root: Entry) -> None:
+        if entry.kind == "put":
+            return
+        if isinstance(entry.op, Close):
+            if entry.seq.path in self._created:
+                self._go(entry)
+            return
+        if isinstance(entry.op, Fork):
+            for path in entry.op.into:
+                self._seqs[path].dead = root
+        entry.seq.dead = root
+        self._poison(entry, root)
+
+    def _go(self, entry: Entry) -> None:
+        entry.sent = True
+        if entry.kind == "put":
+            op: AnyOp = Put(id=entry.id, seq=entry.seq.path, var=entry.var, value=entry.value_text())
+        elif entry.kind == "text":
+            parts = tuple(p if isinstance(p, str) else Ref(op=p.id) for p in merged(entry.pieces))
+            if not parts:
+                return
+            op = Text(id=entry.id, seq=entry.seq.path, parts=parts)
+        else:
+            assert entry.op is not None, entry.kind
+            op = entry.op
+        if isinstance(op, Fork):
+            self._created.update(op.into)
+        self._ready.append(op)
+        if not self._armed:
+            self._armed = True
+            HOST.later(COMPANY, self._flush_late)
+
+    def _flush_late(self) -> None:
+        self._armed = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand over everything that is ready. Never waits."""
+        with self._order:
+            with self._lock:
+                self._close_abandoned()
+                ops, self._ready = self._ready, []
+            if not ops or self.session is None:
+                return
+            try:
+                self.session.send(ops)
+                return
+            except (GenerationError, ConstraintError) as error:
+                refused = error
+        self._lost(refused)
+
+    def _close_abandoned(self) -> None:
+        while self.abandoned:
+            seq = self.abandoned.popleft()
+            if not seq.closed and seq.path in self._created:
+                seq.closed = "is closed"
+                self._ready.append(Close(id=seq.next_id(), seq=seq.path))

@@ -1,0 +1,268 @@
+"""Values: handles on what a program will have generated, chosen or computed.
+
+In: the future of an operation. Out: its value when it is read (`get`, `await`, an f-string), a reference to its tokens when
+it is appended to a state. Nothing else waits, and nothing waits by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, Generic, NoReturn, TypeVar, cast, overload
+
+from ramet.frontend.entries import Entry, Seq
+from ramet.frontend.errors import StateError
+from ramet.frontend.execution import Execution
+from ramet.frontend.expressions import Concat, Expr
+from ramet.frontend.hostcalls import call_host
+from ramet.frontend.ir import Meta
+from ramet.frontend.waiting import all_done, refuse_blocking, wait, wait_async
+from ramet.frontend.where import user_line
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Value(Generic[T]):
+    """The value of an operation: `get()` or `await` reads it, `s += value` appends its exact tokens.
+
+    Testing, comparing, measuring or iterating an unread value raises TypeError: it would wait unseen, one branch after the other.
+    """
+
+    __slots__ = ("_entry", "_execution", "_future", "_name", "_parts", "_seq", "_timeout", "_where", "span")
+
+    def __init__(
+        self,
+        execution: Execution,
+        seq: Seq,
+        future: Future[T],
+        *,
+        entry: Entry | None = None,
+        name: str = "",
+        where: str = "",
+        timeout: float | None = None,
+        parts: Sequence[Value[Any]] = (),
+    ) -> None:
+        self._execution = execution
+        self._seq = seq
+        self._future = future
+        self._entry = entry
+        self._name = name
+        self._where = where
+        self._timeout = timeout
+        self._parts = tuple(parts)
+        self.span: object = None  # of a var_scope: what a stream follows
+
+    @property
+    def done(self) -> bool:
+        """Reading it would not wait."""
+        return self._future.done()
+
+    def get(self, timeout: float | None = None) -> T:
+        """Wait for the value, at most `timeout` seconds (default: the operation's own timeout, or no limit).
+
+        Raises what the operation failed with, or `ProgramTimeout`. Inside an async body: `StateError`, use `await`.
+        """
+        if not self._future.done():
+            self._execution.outbox.flush()
+            refuse_blocking(self._execution.loop, self._what())
+            wait(self._future, self._timeout if timeout is None else timeout, self._what())
+        return self._read()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if not self._future.done():
+            self._execution.outbox.flush()
+            yield from wait_async(self._future, self._timeout, self._what()).__await__()
+        return self._read()
+
+    @property
+    def meta(self) -> Meta:
+        """How the operation went (tokens, logprobs, scores, finish reason); waits for it. Values that this process computed and
+        lists have none: `StateError`."""
+        if self._entry is None or self._entry.kind not in ("gen", "select"):
+            raise StateError(
+                f"{self._what()} is no single generation or choice: it has no meta; read it of its parts", where=user_line()
+            )
+        self.get()
+        assert self._entry.meta is not None
+        return self._entry.meta
+
+    @overload
+    def map(self, fn: Callable[[T], Awaitable[U]]) -> Value[U]: ...
+    @overload
+    def map(self, fn: Callable[[T], U]) -> Value[U]: ...
+    def map(self, fn: Callable[[T], Any]) -> Value[Any]:
+        """`fn` of the value, computed on a worker thread (awaited when async) as soon as the value is there."""
+        return call_value(self._execution, self._seq, fn, (self,), {}, user_line())
+
+    def metas(self) -> list[Meta]:
+        """The meta of each part of a list value (n > 1, a variable gathered from branches)."""
+        return [part.meta for part in self._parts]
+
+    @property
+    def parts(self) -> tuple[Value[Any], ...]:
+        """The values that a list value consists of."""
+        return self._parts
+
+    @property
+    def entry(self) -> Entry | None:
+        """The recorded operation that it is the value of, if it is of a single one."""
+        return self._entry
+
+    @property
+    def future(self) -> Future[T]:
+        """What completes when the value is known."""
+        return self._future
+
+    def as_entry(self, execution: Execution, seq: Seq) -> Entry:
+        """The operation that a text on `seq` refers to. A value of the host or of another run becomes a Put."""
+        if self._entry is not None and self._execution is execution:
+            return self._entry
+        entry = execution.put(seq, self._future, self._where, self._name)
+        if self._execution is execution:
+            self._entry = entry
+        return entry
+
+    def _read(self) -> T:
+        error = self._future.exception()
+        if error is not None:
+            self._execution.saw(error)
+            raise error
+        return self._future.result()
+
+    def _what(self) -> str:
+        return f"the value of {self._name!r}" if self._name else f"the value recorded at {self._where or 'an unknown line'}"
+
+    def _unread(self, doing: str) -> NoReturn:
+        raise TypeError(f"{user_line()}: {doing} {self._what()}: read it first with .get() or await")
+
+    def __add__(self, other: str | Expr | Value[Any]) -> Concat:
+        return Concat.of(self, other)
+
+    def __radd__(self, other: str | Expr) -> Concat:
+        return Concat.of(other, self)
+
+    def __str__(self) -> str:
+        return str(self.get())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.get(), spec)
+
+    def __repr__(self) -> str:
+        state = "unread" if not self.done else "failed" if self._future.exception() else repr(self._future.result())
+        return f"<Value {self._name or '(unnamed)'}: {state}>"
+
+    def __bool__(self) -> bool:
+        self._unread("cannot test")
+
+    def __len__(self) -> int:
+        self._unread("cannot measure")
+
+    def __iter__(self) -> Iterator[Any]:
+        self._unread("cannot iterate over")
+
+    def __eq__(self, other: object) -> bool:
+        self._unread("cannot compare")
+
+    __hash__ = object.__hash__
+
+
+def constant(execution: Execution, seq: Seq, value: T, name: str, where: str) -> Value[T]:
+    """A value that is known already."""
+    future: Future[T] = Future()
+    future.set_result(value)
+    return Value(execution, seq, future, name=name, where=where)
+
+
+def listed(execution: Execution, seq: Seq, parts: Sequence[Value[Any]], name: str, where: str) -> Value[list[Any]]:
+    """The list of several values; fails with the first one's error, or an ExceptionGroup of all."""
+    future: Future[list[Any]] = Future()
+
+    def collect() -> None:
+        errors = [error for part in parts if (error := part.future.exception()) is not None]
+        if errors:
+            future.set_exception(one_error(errors, f"{name!r} failed in {len(errors)} branches"))
+        else:
+            future.set_result([part.future.result() for part in parts])
+
+    all_done([part.future for part in parts], collect)
+    return _ListValue(execution, seq, future, name=name, where=where, parts=parts)
+
+
+class _ListValue(Value[list[Any]]):
+    """A list value: an error of a part that was raised through it counts as read."""
+
+    __slots__ = ()
+
+    def _read(self) -> list[Any]:
+        for part in self._parts:
+            part._execution.saw(part.future.exception())
+        return super()._read()
+
+
+def call_value(
+    execution: Execution,
+    seq: Seq,
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    where: str,
+) -> Value[Any]:
+    """A host function as an operation: runs off the body's thread once the values among its arguments are known."""
+    name = getattr(fn, "__name__", type(fn).__name__)
+    values = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Value)]
+    execution.outbox.flush()
+
+    def bound() -> tuple[list[Any], dict[str, Any]]:
+        ready = [arg.future.result() if isinstance(arg, Value) else arg for arg in args]
+        return ready, {k: v.future.result() if isinstance(v, Value) else v for k, v in kwargs.items()}
+
+    future = call_host(execution, seq, name, fn, [value.future for value in values], bound, where)
+    entry = execution.put(seq, future, where, name)
+    return Value(execution, seq, future, entry=entry, name=name, where=where)
+
+
+def one_error(errors: Sequence[BaseException], message: str) -> BaseException:
+    """The error itself when there is one (or the same one several times), a group when there are several."""
+    distinct = list({id(error): error for error in errors}.values())
+    return distinct[0] if len(distinct) == 1 else BaseExceptionGroup(message, distinct)
+
+
+def gather(*values: Value[T]) -> list[T]:
+    """Wait for all values; their list, in order. Raises the error of the failed one, an ExceptionGroup when several failed."""
+    _flush(values)
+    for value in values:
+        if not value.done:
+            refuse_blocking(value._execution.loop, value._what())
+            wait(value.future, value._timeout, value._what())
+    return _collect(values)
+
+
+async def agather(*values: Value[T]) -> list[T]:
+    """`gather` for async bodies."""
+    _flush(values)
+    for value in values:
+        if not value.done:
+            await wait_async(value.future, value._timeout, value._what())
+    return _collect(values)
+
+
+def _flush(values: Sequence[Value[Any]]) -> None:
+    for value in values:
+        if not isinstance(value, Value):
+            raise StateError(f"gather takes values, got {type(value).__name__}", where=user_line())
+    for execution in {id(value._execution): value._execution for value in values}.values():
+        execution.outbox.flush()
+
+
+def _collect(values: Sequence[Value[T]]) -> list[T]:
+    out: list[T] = []
+    errors: list[BaseException] = []
+    for value in values:
+        try:
+            out.append(value._read())
+        except BaseException as error:  # noqa: BLE001 - collected: all are raised below
+            errors.append(error)
+    if errors:
+        raise one_error(errors, f"{len(errors)} of {len(values)} values failed")
+    return cast(list[T], out)

@@ -1,0 +1,386 @@
+"""A model's chat template as the text of its role edges.
+
+In: the model's own Jinja source, roles. Out: for each place in a conversation the text that begins or ends a message there,
+cut out of whole renderings by their difference (sentinels stand for the contents), so that contents never pass through Jinja.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from ramet.frontend.errors import ConstraintError, ModelError
+from ramet.runtime.text import Tokenizer
+from ramet.runtime.vocabulary import read_config
+
+ROLES = ("system", "user", "assistant", "tool")
+Edge = Literal["begin", "end"]
+SECONDS = 2.0  # R3: the longest that a rendering may take
+_REPEAT_LIMIT = 1 << 20  # no sensible template builds a longer string by `*` or adds up longer ranges
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PLAIN = (
+    "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:\n{% endif %}"
+)
+
+
+class ChatTemplate:
+    """The edges of one model's chat template. Immutable after construction; may be used from any thread.
+
+    `source` None stands for a model without a template: ChatML where `names` has <|im_start|> and <|im_end|>, otherwise
+    "role:\\ncontent\\n\\n". `context` is the model's context in tokens: a template that renders more than 4 x context
+    characters, or for longer than 2 s, is refused with `ModelError` (R3), as is one that does not compile.
+
+    `exact` says that on every sample conversation (all that the template accepts of up to 3 messages, and one longer)
+    the edges and the contents, joined, are the template's own rendering; `report` says what differs when they are not:
+    - the generation prompt is not how a finished assistant message begins (Qwen3's empty think block, a space in front
+      of Mistral's answers): the generation prompt is used for every assistant message;
+    - later messages change what stands before them: each edge is as it was when it was appended;
+    - contents are trimmed or rewritten: ramet appends contents as they are.
+    """
+
+    def __init__(
+        self,
+        source: str | None,
+        *,
+        context: int,
+        bos: str = "",
+        eos: str = "",
+        names: Sequence[str] = (),
+        kwargs: Mapping[str, str | int | float | bool] | None = None,
+    ) -> None:
+        chatml = "<|im_start|>" in names and "<|im_end|>" in names
+        self.source = source if source is not None else CHATML if chatml else PLAIN
+        self.fallback = source is None
+        self._most = max(4 * context, 4096)
+        self._values = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None, **(kwargs or {})}
+        self._template = _compile(self.source)
+        self._edge = lru_cache(maxsize=4096)(self._find)
+        self._tail = lru_cache(maxsize=4096)(self._find_end)
+        self._watch(self._sample)
+        self.report = self._audit()
+        self.exact = not self.report
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, object], tokenizer: Tokenizer, *, context: int) -> ChatTemplate:
+        """The `tokenizer.chat_template` of a GGUF file. Raises `ModelError`."""
+        source = metadata.get("tokenizer.chat_template")
+        if source is not None and not isinstance(source, str):
+            raise ModelError("tokenizer.chat_template: must be a string")
+        return cls._of(source or None, tokenizer, context)
+
+    @classmethod
+    def from_directory(cls, path: str | Path, tokenizer: Tokenizer, *, context: int) -> ChatTemplate:
+        """The `chat_template.jinja` of a model directory, or the template in its `tokenizer_config.json` (the one called
+        "default" of several). Raises `ModelError`."""
+        root = Path(path)
+        if (root / "chat_template.jinja").exists():
+            return cls._of((root / "chat_template.jinja").read_text(encoding="utf-8"), tokenizer, context)
+        source = read_config(root / "tokenizer_config.json").get("chat_template")
+        if isinstance(source, list):
+            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+            source = named.get("default")
+        if source is not None and not isinstance(source, str):
+            raise ModelError(f"{root / 'tokenizer_config.json'}: chat_template must be a string")
+        return cls._of(source, tokenizer, context)
+
+    @classmethod
+    def _of(cls, source: str | None, tokenizer: Tokenizer, context: int) -> ChatTemplate:
+        def name(token: int | None) -> str:
+            return "" if token is None else tokenizer.token_bytes(token, special=True).decode("utf-8", "replace")
+
+        names = [n for n in ("<|im_start|>", "<|im_end|>") if tokenizer.special_id(n) is not None]
+        eos = name(tokenizer.eos[0]) if tokenizer.eos else ""
+        return cls(source, context=context, bos=name(tokenizer.bos), eos=eos, names=names)
+
+    def edge(self, history: Sequence[str], role: str, edge: Edge) -> str:
+        """The text that begins (ends) a message of `role` after messages of the roles `history`.
+
+        The begin of the first message holds all that the template puts before it (BOS, a default system message). The
+        begin of an assistant message is the generation prompt. Raises `ConstraintError` for a role, or an order of roles,
+        that the template does not take, naming those that it does.
+        """
+        found = self._edge(tuple(history), role, edge)
+        if isinstance(found, ConstraintError):
+            raise ConstraintError(found.message)
+        return found
+
+    def render(self, messages: Sequence[Mapping[str, str]], *, generation: bool = False) -> str:
+        """The template's own rendering of whole messages. Raises jinja2's errors as they are."""
+        return self._render([dict(m) for m in messages], generation)
+
+    def _find(self, history: tuple[str, ...], role: str, edge: Edge) -> str | ConstraintError:
+        # Errors are returned so that the cache keeps them too.
+        if role not in ROLES:
+            return ConstraintError(f"role={role!r}: unknown; usable here: {self._usable(history)}")
+        try:
+            if edge == "end":
+                return self._tail((*history, role))
+            glued = self._glue(history, role)
+            return glued if not history else glued.removeprefix(self._tail(history))
+        except _RefusedError as error:
+            return ConstraintError(
+                f"the model's chat template does not take the roles {', '.join((*history, role))} ({error}); "
+                f"usable after {', '.join(history) or 'nothing'}: {self._usable(history)}"
+            )
+
+    def _usable(self, history: tuple[str, ...]) -> str:
+        return ", ".join(r for r in ROLES if self._glued(history, r) is not None) or "none"
+
+    def _find_end(self, roles: tuple[str, ...]) -> str:
+        """What surely follows the last message: the common begin of all that may come after its content (nothing, the
+        generation prompt, a message of each role that the template takes there)."""
+        after = [self._glued(roles, role) for role in ROLES] + [self._after(roles, False)]
+        known = [text for text in after if text is not None]
+        if not known:
+            raise _RefusedError(self._reason(roles))
+        return _common_prefix(known)
+
+    def _glue(self, history: tuple[str, ...], role: str) -> str:
+        text = self._glued(history, role)
+        if text is None:
+            raise _RefusedError(self._reason((*history, role)))
+        return text
+
+    def _glued(self, history: tuple[str, ...], role: str) -> str | None:
+        """What stands between the content of the last message and that of one of `role` after it, or None."""
+        if role == "assistant" and history:
+            plain, prompt = self._after(history, False), self._after(history, True)
+            between = self._between(history, role)
+            if prompt is not None and (between is None or prompt != plain):
+                return prompt
+            return between
+        return self._between(history, role)
+
+    def _after(self, roles: tuple[str, ...], generation: bool) -> str | None:
+        cut = self._cut(roles, generation)
+        return None if cut is None else cut[-1]
+
+    def _between(self, history: tuple[str, ...], role: str) -> str | None:
+        # A template may show a message only together with the next one (Llama 2's system prompt).
+        for more in ((), ("user",), ("user", "assistant")):
+            cut = self._cut((*history, role, *more), False)
+            if cut is not None:
+                return cut[len(history)]
+        return None
+
+    def _cut(self, roles: tuple[str, ...], generation: bool) -> list[str] | None:
+        """The rendering cut at its contents, `len(roles) + 1` texts; None when the template refuses the roles or does
+        not show every content once and in order."""
+        try:
+            text = self._render(_messages(roles, _sentinel), generation)
+        except _TEMPLATE_ERRORS:
+            return None
+        parts: list[str] = []
+        for n in range(len(roles)):
+            before, found, text = text.partition(_sentinel(n))
+            if not found:
+                return None
+            parts.append(before)
+        return None if _SENTINEL in "".join((*parts, text)) else [*parts, text]
+
+    def _reason(self, roles: tuple[str, ...]) -> str:
+        try:
+            self._render(_messages(roles, _sentinel), False)
+        except _TEMPLATE_ERRORS as error:
+            return str(error) or type(error).__name__
+        return "it rewrites, reorders or leaves out a message's content"
+
+    def _render(self, messages: list[dict[str, str]], generation: bool) -> str:
+        """Stream a rendering, so that neither its time nor its length can run away."""
+        end, parts, size = time.monotonic() + SECONDS, list[str](), 0
+        limit = self._most + sum(len(m["content"]) for m in messages)
+        for part in self._template.generate(messages=messages, add_generation_prompt=generation, **self._values):
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise ModelError(f"the chat template renders more than {self._most} characters: it is refused")
+            if time.monotonic() > end:
+                raise ModelError(f"the chat template takes more than {SECONDS:.0f} s to render: it is refused")
+        return "".join(parts)
+
+    def _sample(self) -> None:
+        for roles in (("user",), ("system", "user"), ("user", "assistant", "user")):
+            for generation in (False, True):
+                self._cut(roles, generation)
+
+    def _watch(self, work: Callable[[], None]) -> None:
+        """Run `work` in a thread that a deadline ends between two lines of the template, also in a loop without output."""
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            end = time.monotonic() + SECONDS
+
+            def trace(frame: FrameType, event: str, arg: object) -> Any:
+                if time.monotonic() > end:
+                    raise ModelError(f"the chat template takes more than {SECONDS:.0f} s to render: it is refused")
+                return trace
+
+            sys.settrace(trace)
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+                failure.append(error)
+            finally:
+                sys.settrace(None)
+
+        thread = threading.Thread(target=run, name="chat-template-check", daemon=True)
+        thread.start()
+        thread.join()
+        if failure:
+            raise failure[0]
+
+    def _audit(self) -> str:
+        """What differs from the template's own rendering, over the sample conversations; "" for nothing."""
+        notes: dict[str, None] = {}
+        accepted = 0
+        shapes = [roles for size in (1, 2, 3) for roles in product(ROLES, repeat=size)]
+        for roles in [*shapes, ("system", "user", "assistant", "user", "assistant")]:
+            whole = self._cut(roles, False)
+            if whole is None:
+                continue
+            accepted += 1
+            if (ours := self._edges(roles)) != whole:
+                notes |= {_difference(ours, whole, roles): None}
+        if not accepted:
+            raise ModelError(f"the chat template takes no conversation that ramet can send: {self._reason(('user',))}")
+        if self._trims():
+            notes["the template trims contents; they are appended as they are"] = None
+        return "; ".join(list(notes)[:4])
+
+    def _edges(self, roles: tuple[str, ...]) -> list[str] | None:
+        """What stands around the contents when the edges are put together, in the form of `_cut`."""
+        parts, text = [], ""
+        try:
+            for n, role in enumerate(roles):
+                parts.append(text + self.edge(roles[:n], role, "begin"))
+                text = self.edge(roles[:n], role, "end")
+        except ConstraintError:
+            return None
+        return [*parts, text]
+
+    def _trims(self) -> bool:
+        for role in ("user", "assistant"):
+            for content in (f" {_SENTINEL}\n", f"\n{_SENTINEL} "):
+                messages = [{"role": "user", "content": content}]
+                messages += [{"role": "assistant", "content": content}] if role == "assistant" else []
+                try:
+                    if self._render(messages, False).count(content) != len(messages):
+                        return True
+                except _TEMPLATE_ERRORS:
+                    return False
+        return False
+
+
+_SENTINEL = "\ue0c5ramet"
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError)
+
+
+class _RefusedError(Exception):
+    """The template does not take these roles; the text says why."""
+
+
+def _sentinel(n: int) -> str:
+    return f"{_SENTINEL}{n}\ue0c6"
+
+
+def _messages(roles: Sequence[str], content: Callable[[int], str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content(n)} for n, role in enumerate(roles)]
+
+
+def _common_prefix(texts: Sequence[str]) -> str:
+    low, high = min(texts), max(texts)
+    size = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return low[:size]
+
+
+def _difference(ours: list[str] | None, whole: list[str], roles: tuple[str, ...]) -> str:
+    shape = ", ".join(roles)
+    if ours is None:
+        return f"({shape}) renders as a whole but not message by message"
+    n = next(i for i, (a, b) in enumerate(zip(ours, whole, strict=True)) if a != b)
+    place = f"before message {n + 1}" if n < len(roles) else "at the end"
+    return f"({shape}) {place}: {ours[n][-60:]!r} instead of {whole[n][-60:]!r}"
+
+
+class _Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}` marks assistant text for training; here it is its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - the name and type that Jinja reads
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Plain(Namespace):
+    """Jinja's namespace without underscore names, which could reach Python's internals."""
+
+    def __setitem__(self, name: str, value: object) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"a chat template may not set {name!r} on a namespace")
+        super().__setitem__(name, value)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, with bounds on what one operator can build."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*" and isinstance(left, int) and not isinstance(right, (int, float)):
+            left, right = right, left
+        if operator == "*" and not isinstance(left, (int, float)) and len(left) * max(int(right), 0) > _REPEAT_LIMIT:
+            raise SecurityError(f"a chat template may not repeat a text to more than {_REPEAT_LIMIT} characters")
+        if operator == "**" and (abs(left) > 1 << 32 or abs(right) > 64):
+            raise SecurityError("a chat template may not raise to such powers")
+        if operator == "%" and isinstance(left, str) and re.search(r"[0-9]{5}|\*", left):
+            raise SecurityError("a chat template may not format to such widths")
+        return super().call_binop(context, operator, left, right)
+
+
+def _compile(source: str) -> jinja2.Template:
+    """Compile as transformers does (trimmed blocks, loop controls, its functions), in the sandbox, with the clock stopped
+    so that the edges of one process agree."""
+    now = datetime.now()
+
+    def fail(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    sandbox.filters["tojson"] = tojson
+    sandbox.globals |= {"raise_exception": fail, "strftime_now": now.strftime, "namespace": _Plain}
+    try:
+        return sandbox.from_string(source)
+    except TemplateError as error:
+        raise ModelError(f"the model's chat template does not compile: {error}") from error

@@ -1,0 +1,290 @@
+"""What a program must produce, recomputed sequence by sequence without an engine: no cache, no batches, no steps.
+
+In: the ops of a program and a `Law`. Out: each op's outcome: tokens and why they ended, scores, or the kind of failure.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ramet.frontend.ir import ROOT, Sampling
+from ramet.runtime import messages as m
+from ramet.runtime.batch import F32, I32, Draws
+
+from .law import Law
+
+Tokens = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`kind` is empty, or that of the failure. `tokens`: what the op added to its sequence (a Put: its value), for a
+    Generate with `logprobs` and `tops` where asked for."""
+
+    kind: str = ""
+    tokens: tuple[int, ...] = ()
+    reason: str = ""
+    matched: int | None = None
+    prompt: int = 0
+    logprobs: tuple[float, ...] = ()
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
+    winner: int = -1
+    scores: tuple[float, ...] = ()
+    choice_logprobs: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(slots=True)
+class _Branch:
+    tokens: Tokens
+    base: int
+    failed: str = ""
+    closed: bool = False
+
+
+class _Failed(Exception):  # noqa: N818 (an outcome, not an error of this code)
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+class Oracle:
+    """Outcomes of one program whose sequences may have up to `longest` tokens (the context, or the pool if smaller)."""
+
+    def __init__(self, law: Law, longest: int) -> None:
+        self.law = law
+        self.longest = longest
+        self.outcomes: dict[str, Outcome] = {}
+        self.branches: dict[str, _Branch] = {}
+        self._values: dict[str, tuple[int, ...]] = {}
+        self._pending: dict[str, deque[m.AnyOp]] = {}
+
+    def run(self, ops: Sequence[m.AnyOp]) -> dict[str, Outcome]:
+        """The outcome of every op with an id, from the whole op stream of a program that was ended after it."""
+        self.outcomes, self.branches, self._values = {}, {ROOT: _Branch([], 0)}, {}
+        pending: dict[str, deque[m.AnyOp]] = {}
+        for op in ops:
+            if isinstance(op, m.Put):
+                self._values[op.op] = op.tokens
+                self.outcomes[op.op] = Outcome(tokens=op.tokens)
+            else:
+                pending.setdefault(op.seq, deque()).append(op)
+        self._pending = pending
+        while self._advance() or self._close() or self._unblock():
+            pass
+        for orphans in pending.values():  # their sequence never came to be
+            for op in orphans:
+                self.outcomes[op.op] = Outcome(kind="generation")
+        return self.outcomes
+
+    def _advance(self) -> bool:
+        """Carry out every op that can be; False when none could."""
+        moved = False
+        for name, branch in list(self.branches.items()):
+            ops = self._pending.get(name, deque())
+            while ops and not self._blocked(branch, ops[0]):
+                self._carry_out(branch, ops.popleft())
+                moved = True
+        return moved
+
+    def _close(self) -> bool:
+        """The program ends: branches without further ops are closed, which joins may wait for."""
+        idle = [b for name, b in self.branches.items() if not b.closed and not self._pending.get(name)]
+        for branch in idle:
+            branch.closed = True
+        return bool(idle)
+
+    def _unblock(self) -> bool:
+        """Fail an op that waits for what never comes."""
+        for name, branch in self.branches.items():
+            ops = self._pending.get(name)
+            if ops:
+                self._fail(branch, ops.popleft(), "generation")
+                return True
+        return False
+
+    def _blocked(self, branch: _Branch, op: m.AnyOp) -> bool:
+        if branch.failed or branch.closed:
+            return False
+        if isinstance(op, m.Append):
+            return any(isinstance(p, str) and p not in self._values and not self._broken(p) for p in op.parts)
+        if isinstance(op, m.Join):
+            others = [self.branches[name] for name in op.branches if name in self.branches]
+            return any(not other.closed and not other.failed for other in others)
+        return False
+
+    def _broken(self, op: str) -> bool:
+        return op in self.outcomes and bool(self.outcomes[op].kind)
+
+    def _fail(self, branch: _Branch, op: m.AnyOp, kind: str) -> None:
+        branch.failed = branch.failed or kind
+        self.outcomes[op.op] = Outcome(kind=kind)
+        if isinstance(op, m.Fork):
+            for name in op.into:
+                self.branches[name] = _Branch([], 0, failed=branch.failed)
+
+    def _carry_out(self, branch: _Branch, op: m.AnyOp) -> None:
+        if isinstance(op, m.Close):
+            branch.closed = True
+        elif branch.closed:
+            self.outcomes[op.op] = Outcome(kind="generation")
+        elif branch.failed:
+            self._fail(branch, op, branch.failed)
+        else:
+            try:
+                self.outcomes[op.op] = self._outcome(branch, op)
+            except _Failed as failure:
+                self._fail(branch, op, failure.kind)
+
+    def _outcome(self, branch: _Branch, op: m.AnyOp) -> Outcome:
+        if isinstance(op, m.Append):
+            parts = [self._value(p) if isinstance(p, str) else p for p in op.parts]
+            return self._extend(branch, [t for part in parts for t in part])
+        if isinstance(op, m.Join):
+            return self._extend(branch, self._joined(op))
+        if isinstance(op, m.Fork):
+            for name in op.into:
+                self.branches[name] = _Branch(list(branch.tokens), len(branch.tokens))
+            return Outcome()
+        if isinstance(op, m.Generate):
+            return self._generate(branch, op)
+        if isinstance(op, m.Choose):
+            return self._choose(branch, op)
+        raise TypeError(f"the oracle knows no {type(op).__name__}")
+
+    def _value(self, op: str) -> tuple[int, ...]:
+        if op not in self._values:
+            raise _Failed(self.outcomes[op].kind)
+        return self._values[op]
+
+    def _joined(self, op: m.Join) -> Tokens:
+        tokens: Tokens = []
+        for name in op.branches:
+            branch = self.branches.get(name)
+            if branch is None or branch.failed:
+                raise _Failed(branch.failed if branch else "generation")
+            tokens += branch.tokens[branch.base :]
+        return tokens
+
+    def _extend(self, branch: _Branch, tokens: Tokens) -> Outcome:
+        if len(branch.tokens) + len(tokens) > self.longest:
+            raise _Failed("context")
+        branch.tokens += tokens
+        return Outcome(tokens=tuple(tokens))
+
+    def _generate(self, branch: _Branch, op: m.Generate) -> Outcome:
+        sampling, prompt = op.sampling, len(branch.tokens)
+        if sampling.stop:
+            raise ValueError("the oracle has no text: stop strings are beyond it")
+        if not prompt:
+            raise _Failed("generation")
+        if prompt >= self.longest:
+            raise _Failed("context")
+        limit = min(sampling.max_tokens or self.longest, self.longest - prompt)
+        ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(self.law.eos))
+        made: Tokens = []
+        logprobs: list[float] = []
+        tops: list[tuple[tuple[int, float], ...]] = []
+        matched: int | None = None
+        while len(made) < limit and matched is None:
+            prefix = self.law.prefix(np.array(branch.tokens + made, np.int32))
+            token = self._draw(prefix, op, prompt + len(made), len(made))
+            if token < 0:
+                raise _Failed("generation")
+            if token in ends:
+                matched = token
+                break
+            made.append(token)
+            if sampling.logprobs >= 0:
+                logprobs.append(float(self.law.logprob(np.array([prefix]), np.array([token], np.int32))[0]))
+            if sampling.logprobs > 0:
+                ids, values = self.law.top(prefix, sampling.logprobs)
+                tops.append(tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+        branch.tokens += made
+        self._values[op.op] = tuple(made)
+        reason = "length" if matched is None else "stop"
+        return Outcome("", tuple(made), reason, matched, prompt, tuple(logprobs), tuple(tops))
+
+    def _draw(self, prefix: np.uint64, op: m.Generate, position: int, made: int) -> int:
+        s = op.sampling
+        penalties = bool(s.frequency_penalty or s.presence_penalty or s.repetition_penalty != 1.0)
+        banned = [*self.law.eos, *s.stop_token_ids] if made < s.min_tokens else []
+        bias = [
+            (0, np.array([token], np.int32), np.array([value], np.float32)) for token, value in s.logit_bias.items()
+        ]
+        if banned:
+            bias.append((0, np.array(banned, np.int32), np.full(len(banned), -np.inf, np.float32)))
+        draws = _one_draw(s, position, op.seed, tuple(bias))
+        return int(self.law.draw(np.array([prefix]), draws, {0: made} if penalties else {})[0])
+
+    def _choose(self, branch: _Branch, op: m.Choose) -> Outcome:
+        prompt = len(branch.tokens)
+        if not prompt:
+            raise _Failed("generation")
+        if prompt + max(map(len, op.choices)) > self.longest:
+            raise _Failed("context")
+        rows = [self._logprobs(branch.tokens, choice) for choice in op.choices]
+        bare = [self._logprobs(op.context, choice) for choice in op.choices] if op.context else []
+        winner, scores = _decide(op.method, rows, bare)
+        branch.tokens += op.choices[winner]
+        self._values[op.op] = op.choices[winner]
+        choice_logprobs = tuple(tuple(row) for row in rows)
+        return Outcome(
+            tokens=op.choices[winner], prompt=prompt, winner=winner, scores=scores, choice_logprobs=choice_logprobs
+        )
+
+    def _logprobs(self, prompt: Sequence[int], choice: Sequence[int]) -> list[float]:
+        values: list[float] = []
+        for i, token in enumerate(choice):
+            prefix = self.law.prefix(np.array([*prompt, *choice[:i]], np.int32))
+            values.append(float(self.law.logprob(np.array([prefix]), np.array([token], np.int32))[0]))
+        return values
+
+
+def _one_draw(s: Sampling, position: int, seed: int, bias: tuple[tuple[int, I32, F32], ...]) -> Draws:
+    def f32(value: float) -> F32:
+        return np.array([value], np.float32)
+
+    def i32(value: int) -> I32:
+        return np.array([value], np.int32)
+
+    return Draws(
+        rows=i32(0),
+        into=i32(0),
+        positions=np.array([position], np.int64),
+        seeds=np.array([seed & (1 << 64) - 1], np.uint64),
+        temperature=f32(s.temperature),
+        top_p=f32(s.top_p),
+        top_k=i32(s.top_k),
+        min_p=f32(s.min_p),
+        frequency=f32(s.frequency_penalty),
+        presence=f32(s.presence_penalty),
+        repetition=f32(s.repetition_penalty),
+        logprobs=i32(s.logprobs),
+        bias=bias,
+    )
+
+
+def _decide(method: str, rows: list[list[float]], bare: list[list[float]]) -> tuple[int, tuple[float, ...]]:
+    """The winner and, but for the greedy method (whose scores are a matter of presentation), the scores."""
+    if method == "greedy_token_selection":
+        return _greedy(rows), ()
+    gains = (
+        [[a - b for a, b in zip(row, base, strict=True)] for row, base in zip(rows, bare, strict=True)]
+        if bare
+        else rows
+    )
+    scores = tuple(float(np.mean(row)) for row in (gains if method == "unconditional_likelihood_normalized" else rows))
+    return int(np.argmax(scores)), scores
+
+
+def _greedy(rows: list[list[float]]) -> int:
+    """Token by token the most likely choices stay in; one that has ended stands in with its mean. As a matrix."""
+    width = max(map(len, rows))
+    table = np.array([row + [float(np.mean(row))] * (width - len(row)) for row in rows])
+    alive = np.ones(len(rows), bool)
+    for column in table.T:
+        alive &= column == column[alive].max()
+    return int(alive.argmax())
