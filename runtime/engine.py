@@ -14,6 +14,7 @@ from typing import Protocol
 from ramet.runtime import messages as m
 from ramet.runtime.batch import Batch, Flight, Runner
 from ramet.runtime.cache import Cache
+from ramet.runtime.collect import Collector
 from ramet.runtime.config import Limits
 from ramet.runtime.draft import Notes
 from ramet.runtime.programs import Programs
@@ -39,17 +40,19 @@ class EngineCore:
         runner: Runner,
         port: Port,
         *,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
         eos: tuple[int, ...] = (),
         tokenizer: Tokenizer | None = None,
         model: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        limits = limits or Limits()
         self.runner = runner
         self.port = port
         self.cache = Cache(runner.capacity, runner.rows, runner.context)
         self.scheduler = Scheduler(self.cache, limits, eos, clock)
-        self.programs = Programs(self.scheduler, context=runner.context, eos=eos, tokenizer=tokenizer, clock=clock)
+        self.programs = Programs(self.scheduler, context=runner.context, tokenizer=tokenizer, clock=clock)
+        self.collector = Collector(self.programs, self.scheduler, eos=eos, tokenizer=tokenizer, clock=clock)
         self.stopping = False
         self._overlap = limits.overlap
         self._last: Flight | None = None
@@ -129,7 +132,7 @@ class EngineCore:
         except Exception as error:  # noqa: BLE001
             self._crash(flight.batch, error)
             return (0, 0)
-        self.programs.collect(flight.batch.owner, samples, flight.batch.step)
+        self.collector.collect(flight.batch.owner, samples, flight.batch.step)
         return (len(flight.batch), flight.batch.segments)
 
     def _crash(self, batch: Batch, error: Exception) -> None:
@@ -164,7 +167,7 @@ class EngineCore:
             waiting=len(scheduler.waiting),
             steps=scheduler.steps,
             computed_tokens=scheduler.computed,
-            generated_tokens=self.programs.generated,
+            generated_tokens=self.collector.generated,
             evicted_tokens=cache.evicted,
             retractions=scheduler.retractions,
             step_seconds=self._seconds,

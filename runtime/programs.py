@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ramet.runtime import messages as m
-from ramet.runtime.batch import I32, Samples
-from ramet.runtime.choices import decide
-from ramet.runtime.draft import Draw, Notes, Score
+from ramet.runtime.batch import I32
 from ramet.runtime.scheduler import Scheduler
 from ramet.runtime.sequence import Choosing, Generating, Sequence
-from ramet.runtime.text import Tokenizer, cut
+from ramet.runtime.text import Tokenizer
 
 Failure = tuple[str, str]  # kind and message
 
@@ -57,7 +55,6 @@ class Programs:
         scheduler: Scheduler,
         *,
         context: int,
-        eos: tuple[int, ...],
         tokenizer: Tokenizer | None,
         clock: Callable[[], float],
     ) -> None:
@@ -66,8 +63,6 @@ class Programs:
         self.longest = min(context, scheduler.cache.capacity)
         self.live: dict[str, Program] = {}
         self.news: list[m.AnyNews] = []
-        self.generated = 0
-        self._eos = frozenset(eos)
         self._tokenizer = tokenizer
         self._clock = clock
         self._born = 0
@@ -272,6 +267,16 @@ class Programs:
         program.values[op] = tokens
         self._notify(program, op)
 
+    def finish(self, seq: Sequence, value: I32) -> None:
+        """The sequence's task ended with `value`, which is in the sequence already: the next op begins."""
+        assert seq.task is not None, "only a task ends"
+        op = seq.task.op.op
+        seq.task = None
+        seq.fresh = 0
+        seq.program.open -= 1
+        self._define(seq.program, op, value)
+        self._advance(seq)
+
     # -- failure and the end
 
     def _break(self, program: Program, op: str, kind: str, message: str) -> None:
@@ -335,134 +340,3 @@ class Programs:
             self.fail(stuck, op.op, "generation", f"operation {op.op} waits for a value or a branch that never comes")
         if not program.open:
             self.end(program)
-
-    # -- results
-
-    def collect(self, notes: Notes, samples: Samples, step: int) -> None:
-        """Results of a flight: tokens become sequences' tokens, ended ops give way to the next ones. What arrives
-        for an op that ended before is dropped."""
-        touched: dict[Program, None] = {}
-        for r, draw in enumerate(notes.draws):
-            if draw.turn == draw.seq.turn:
-                touched[draw.seq.program] = None
-                try:
-                    self._sampled(draw, r, samples, step)
-                except Exception as error:  # noqa: BLE001 (the request boundary)
-                    self._refused(draw, error)
-        for score in notes.scores:
-            if score.turn == score.seq.turn:
-                touched[score.seq.program] = None
-                try:
-                    self._scored(score, samples, step)
-                except Exception as error:  # noqa: BLE001 (the request boundary)
-                    self._refused(score, error)
-        for program in touched:
-            self.conclude(program)
-
-    def _refused(self, result: Draw | Score, error: Exception) -> None:
-        self.fail(result.seq, result.task.op.op, "generation", f"{type(error).__name__}: {error}")
-
-    def _sampled(self, draw: Draw, r: int, samples: Samples, step: int) -> None:
-        seq, task, token = draw.seq, draw.task, int(samples.tokens[r])
-        seq.flying -= 1
-        if token < 0:
-            self.fail(
-                seq,
-                task.op.op,
-                "generation",
-                "no token can be sampled: all are forbidden, or the logits are not finite",
-            )
-            return
-        seq.append(np.array([token], np.int32))
-        task.made += 1
-        seq.program.generated += 1
-        self.generated += 1
-        sampling = task.op.sampling
-        if (token in self._eos and not sampling.ignore_eos) or token in sampling.stop_token_ids:
-            self._done(seq, task, "stop", token, task.sent, [], step)
-            return
-        task.sent += 1
-        self._tell(seq, task, token, r, samples)
-        if task.stops is not None and task.detokenizer is not None:
-            matched = task.stops.push(task.detokenizer.push([token]))[1]
-            if matched is not None:
-                assert self._tokenizer is not None, "stop strings need a tokenizer"
-                value = seq.tokens(task.start, task.start + task.sent).tolist()
-                keep, tail = cut(self._tokenizer, value, task.stops.emitted)
-                self._done(seq, task, "stop", matched, keep, list(tail), step)
-                return
-        if task.made >= task.limit:
-            self._done(seq, task, "length", None, task.sent, [], step)
-        elif seq.row is None:
-            self.scheduler.wake(seq)
-
-    def _tell(self, seq: Sequence, task: Generating, token: int, r: int, samples: Samples) -> None:
-        wanted = task.op.sampling.logprobs
-        logprobs: tuple[float, ...] = (float(samples.logprobs[r]),) if wanted >= 0 else ()
-        tops: tuple[tuple[tuple[int, float], ...], ...] = ()
-        if wanted > 0:
-            ids, values = samples.top_ids[r, :wanted].tolist(), samples.top_logprobs[r, :wanted].tolist()
-            tops = (tuple(zip(ids, values, strict=True)),)
-        self.news.append(m.Sampled(seq.program.id, task.op.op, (token,), logprobs, tops))
-
-    def _done(
-        self,
-        seq: Sequence,
-        task: Generating,
-        reason: str,
-        matched: str | int | None,
-        keep: int,
-        tail: list[int],
-        step: int,
-    ) -> None:
-        """A Generate ended: its value is its first `keep` tokens and `tail`; the rest of what was sampled stays
-        cached only."""
-        have, end = seq.known, task.start + keep
-        if task.op.sampling.max_tokens is None:
-            self.scheduler.lengths.add(task.made)
-        seq.turn += 1
-        seq.flying = 0
-        self.scheduler.cache.settle(seq, end if tail else end - 1, known=have)
-        seq.known = end
-        seq.append(np.array(tail, np.int32))
-        seq.task = None
-        seq.fresh = 0
-        cached = task.prompt - task.computed
-        seq.program.cached += cached
-        times = (task.first_step, step, task.began - task.arrived, self._clock() - task.arrived)
-        self.news.append(
-            m.Done(seq.program.id, task.op.op, reason, keep, tuple(tail), matched, task.prompt, cached, *times)
-        )
-        self._ended(seq, task.op.op, seq.tokens(task.start, seq.known).copy())
-
-    def _scored(self, score: Score, samples: Samples, step: int) -> None:
-        seq, task = score.seq, score.task
-        edges = samples.targets[score.first : score.first + len(task.trie.tokens)].astype(np.float64)
-        rows = [edges[path].tolist() for path in task.trie.paths]
-        bare: list[list[float]] = []
-        if task.op.context:
-            first = score.first + len(task.trie.tokens)
-            plain = samples.targets[first : first + len(task.trie.tokens)].astype(np.float64)
-            bare = [plain[path].tolist() for path in task.trie.paths]
-        if not np.isfinite(edges).all():
-            self.fail(seq, task.op.op, "generation", "the choices cannot be scored: their logprobs are not finite")
-            return
-        winner, scores = decide(task.op.method, rows, bare)
-        value = np.array(task.op.choices[winner], np.int32)
-        self.scheduler.cache.keep_trie(seq, task, task.trie.paths[winner])
-        seq.append(value)
-        seq.turn += 1
-        seq.task = None
-        self.scheduler.cache.settle(seq, seq.known - 1)
-        seq.fresh = 0
-        cached = task.prompt - task.computed
-        seq.program.cached += cached
-        times = (task.first_step, step, task.began - task.arrived, self._clock() - task.arrived)
-        logprobs = tuple(tuple(row) for row in rows)
-        self.news.append(m.Chosen(seq.program.id, task.op.op, winner, scores, logprobs, task.prompt, cached, *times))
-        self._ended(seq, task.op.op, value)
-
-    def _ended(self, seq: Sequence, op: str, value: I32) -> None:
-        seq.program.open -= 1
-        self._define(seq.program, op, value)
-        self._advance(seq)

@@ -1,39 +1,31 @@
 """A model's chat template as the text of its role edges.
 
-In: the model's own Jinja source, roles. Out: for each place in a conversation the text that begins or ends a message there,
-cut out of whole renderings by their difference (sentinels stand for the contents), so that contents never pass through Jinja.
+In: the model's own Jinja source, roles. Out: for each place in a conversation the text that begins or ends a message
+there, cut out of whole renderings by their difference; sentinels stand for the contents, which never pass through Jinja.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import jinja2
-from jinja2 import nodes
-from jinja2.exceptions import SecurityError, TemplateError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.exceptions import TemplateError
+
 from ramet.frontend.errors import ConstraintError, ModelError
+from ramet.runtime.sandbox import compile_template
 from ramet.runtime.text import Tokenizer
 from ramet.runtime.vocabulary import read_config
 
 ROLES = ("system", "user", "assistant", "tool")
 Edge = Literal["begin", "end"]
 SECONDS = 2.0  # R3: the longest that a rendering may take
-_REPEAT_LIMIT = 1 << 20  # no sensible template builds a longer string by `*` or adds up longer ranges
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -57,7 +49,7 @@ class ChatTemplate:
     - the generation prompt is not how a finished assistant message begins (Qwen3's empty think block, a space in front
       of Mistral's answers): the generation prompt is used for every assistant message;
     - later messages change what stands before them: each edge is as it was when it was appended;
-    - contents are trimmed or rewritten: ramet appends contents as they are.
+    That contents are trimmed is reported too, but keeps `exact`: ramet appends contents as they are.
     """
 
     def __init__(
@@ -75,12 +67,14 @@ class ChatTemplate:
         self.fallback = source is None
         self._most = max(4 * context, 4096)
         self._values = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None, **(kwargs or {})}
-        self._template = _compile(self.source)
+        self._template = compile_template(self.source)
         self._edge = lru_cache(maxsize=4096)(self._find)
         self._tail = lru_cache(maxsize=4096)(self._find_end)
         self._watch(self._sample)
-        self.report = self._audit()
-        self.exact = not self.report
+        differences = self._audit()
+        self.exact = not differences
+        trims = ["the template trims contents; they are appended as they are"] if self._trims() else []
+        self.report = "; ".join([*differences[:4], *trims])
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object], tokenizer: Tokenizer, *, context: int) -> ChatTemplate:
@@ -92,8 +86,8 @@ class ChatTemplate:
 
     @classmethod
     def from_directory(cls, path: str | Path, tokenizer: Tokenizer, *, context: int) -> ChatTemplate:
-        """The `chat_template.jinja` of a model directory, or the template in its `tokenizer_config.json` (the one called
-        "default" of several). Raises `ModelError`."""
+        """The `chat_template.jinja` of a model directory, or the template in its `tokenizer_config.json` (of several
+        the one called "default"). Raises `ModelError`."""
         root = Path(path)
         if (root / "chat_template.jinja").exists():
             return cls._of((root / "chat_template.jinja").read_text(encoding="utf-8"), tokenizer, context)
@@ -117,9 +111,9 @@ class ChatTemplate:
     def edge(self, history: Sequence[str], role: str, edge: Edge) -> str:
         """The text that begins (ends) a message of `role` after messages of the roles `history`.
 
-        The begin of the first message holds all that the template puts before it (BOS, a default system message). The
-        begin of an assistant message is the generation prompt. Raises `ConstraintError` for a role, or an order of roles,
-        that the template does not take, naming those that it does.
+        The begin of the first message holds all that the template puts before it (BOS, a default system message).
+        The begin of an assistant message is the generation prompt. Raises `ConstraintError` for a role, or an order of
+        roles, that the template does not take, naming those that it does.
         """
         found = self._edge(tuple(history), role, edge)
         if isinstance(found, ConstraintError):
@@ -167,10 +161,8 @@ class ChatTemplate:
         """What stands between the content of the last message and that of one of `role` after it, or None."""
         if role == "assistant" and history:
             plain, prompt = self._after(history, False), self._after(history, True)
-            between = self._between(history, role)
-            if prompt is not None and (between is None or prompt != plain):
+            if prompt is not None and prompt != plain:
                 return prompt
-            return between
         return self._between(history, role)
 
     def _after(self, roles: tuple[str, ...], generation: bool) -> str | None:
@@ -209,14 +201,14 @@ class ChatTemplate:
 
     def _render(self, messages: list[dict[str, str]], generation: bool) -> str:
         """Stream a rendering, so that neither its time nor its length can run away."""
-        end, parts, size = time.monotonic() + SECONDS, list[str](), 0
+        end, parts, size = time.thread_time() + SECONDS, list[str](), 0
         limit = self._most + sum(len(m["content"]) for m in messages)
         for part in self._template.generate(messages=messages, add_generation_prompt=generation, **self._values):
             parts.append(part)
             size += len(part)
             if size > limit:
                 raise ModelError(f"the chat template renders more than {self._most} characters: it is refused")
-            if time.monotonic() > end:
+            if time.thread_time() > end:
                 raise ModelError(f"the chat template takes more than {SECONDS:.0f} s to render: it is refused")
         return "".join(parts)
 
@@ -226,14 +218,14 @@ class ChatTemplate:
                 self._cut(roles, generation)
 
     def _watch(self, work: Callable[[], None]) -> None:
-        """Run `work` in a thread that a deadline ends between two lines of the template, also in a loop without output."""
+        """Run `work` in a thread that a deadline ends between two lines of the template, in silent loops too."""
         failure: list[BaseException] = []
 
         def run() -> None:
-            end = time.monotonic() + SECONDS
+            end = time.thread_time() + SECONDS
 
             def trace(frame: FrameType, event: str, arg: object) -> Any:
-                if time.monotonic() > end:
+                if time.thread_time() > end:
                     raise ModelError(f"the chat template takes more than {SECONDS:.0f} s to render: it is refused")
                 return trace
 
@@ -251,13 +243,16 @@ class ChatTemplate:
         if failure:
             raise failure[0]
 
-    def _audit(self) -> str:
-        """What differs from the template's own rendering, over the sample conversations; "" for nothing."""
+    def _audit(self) -> list[str]:
+        """What differs from the template's own rendering, over the sample conversations."""
         notes: dict[str, None] = {}
-        accepted = 0
+        accepted, end = 0, time.thread_time() + SECONDS
         shapes = [roles for size in (1, 2, 3) for roles in product(ROLES, repeat=size)]
         for roles in [*shapes, ("system", "user", "assistant", "user", "assistant")]:
             whole = self._cut(roles, False)
+            if time.thread_time() > end:
+                notes |= {f"checked on {accepted} conversations only, for the template is slow": None}
+                break
             if whole is None:
                 continue
             accepted += 1
@@ -265,9 +260,7 @@ class ChatTemplate:
                 notes |= {_difference(ours, whole, roles): None}
         if not accepted:
             raise ModelError(f"the chat template takes no conversation that ramet can send: {self._reason(('user',))}")
-        if self._trims():
-            notes["the template trims contents; they are appended as they are"] = None
-        return "; ".join(list(notes)[:4])
+        return list(notes)
 
     def _edges(self, roles: tuple[str, ...]) -> list[str] | None:
         """What stands around the contents when the edges are put together, in the form of `_cut`."""
@@ -294,7 +287,7 @@ class ChatTemplate:
 
 
 _SENTINEL = "\ue0c5ramet"
-_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError)
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 class _RefusedError(Exception):
@@ -322,65 +315,3 @@ def _difference(ours: list[str] | None, whole: list[str], roles: tuple[str, ...]
     n = next(i for i, (a, b) in enumerate(zip(ours, whole, strict=True)) if a != b)
     place = f"before message {n + 1}" if n < len(roles) else "at the end"
     return f"({shape}) {place}: {ours[n][-60:]!r} instead of {whole[n][-60:]!r}"
-
-
-class _Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks assistant text for training; here it is its body."""
-
-    tags = {"generation"}  # noqa: RUF012 - the name and type that Jinja reads
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Plain(Namespace):
-    """Jinja's namespace without underscore names, which could reach Python's internals."""
-
-    def __setitem__(self, name: str, value: object) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a chat template may not set {name!r} on a namespace")
-        super().__setitem__(name, value)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with bounds on what one operator can build."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "*" and isinstance(left, int) and not isinstance(right, (int, float)):
-            left, right = right, left
-        if operator == "*" and not isinstance(left, (int, float)) and len(left) * max(int(right), 0) > _REPEAT_LIMIT:
-            raise SecurityError(f"a chat template may not repeat a text to more than {_REPEAT_LIMIT} characters")
-        if operator == "**" and (abs(left) > 1 << 32 or abs(right) > 64):
-            raise SecurityError("a chat template may not raise to such powers")
-        if operator == "%" and isinstance(left, str) and re.search(r"[0-9]{5}|\*", left):
-            raise SecurityError("a chat template may not format to such widths")
-        return super().call_binop(context, operator, left, right)
-
-
-def _compile(source: str) -> jinja2.Template:
-    """Compile as transformers does (trimmed blocks, loop controls, its functions), in the sandbox, with the clock stopped
-    so that the edges of one process agree."""
-    now = datetime.now()
-
-    def fail(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    sandbox.filters["tojson"] = tojson
-    sandbox.globals |= {"raise_exception": fail, "strftime_now": now.strftime, "namespace": _Plain}
-    try:
-        return sandbox.from_string(source)
-    except TemplateError as error:
-        raise ModelError(f"the model's chat template does not compile: {error}") from error

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tokenizers
-from ramet.frontend.errors import ModelError
 from tokenizers import Regex, models, normalizers, pre_tokenizers
+
+from ramet.frontend.errors import ModelError
 
 Cuts = Literal["words", "spaces", "none"]
 Prefix = Literal["none", "always", "unless_space"]
@@ -65,7 +66,7 @@ class Vocabulary:
 
 
 def from_gguf(metadata: Mapping[str, object]) -> Vocabulary:
-    """Read `tokenizer.ggml.*`. Raises `ModelError` for an unknown model or pre-tokeniser and for lists that do not fit."""
+    """Read `tokenizer.ggml.*`. Raises `ModelError` for an unknown model or pre-tokeniser, or broken lists."""
     model = metadata.get("tokenizer.ggml.model")
     names = _strings(metadata, "tokenizer.ggml.tokens")
     types = _types(metadata, len(names))

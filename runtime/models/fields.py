@@ -6,7 +6,6 @@ a `ModelError` that names the place, the key and the value.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from ramet.frontend.errors import ModelError
 
 def between(name: str, value: float, low: float, high: float) -> None:
     """Refuse a number outside `low` to `high`, or one that is not finite."""
-    if not math.isfinite(value) or not low <= value <= high:
+    if not low <= value <= high:  # false for nan too
         raise ModelError(f"{name}={value!r} is outside {low:g} to {high:g}")
 
 
@@ -52,7 +51,7 @@ class Fields:
         value = default if value is None else value
         if value is None:
             raise ModelError(f"{self.place}: {self.prefix}{key} is missing; it must be a number")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
             raise self.refuse(key, "must be a finite number")
         return shortest(float(value))
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ramet.frontend.errors import ModelError
 from ramet.runtime.models.gguf_spec import from_gguf, llama3_factors, rope_from_factors
 from ramet.runtime.models.spec import Rope, Spec, from_hf
@@ -163,6 +164,8 @@ def test_yarn_options_reach_the_rope() -> None:
         ({"rope_scaling": {"rope_type": "yarn", "factor": -1}}, "factor"),
         ({"rope_theta": 0}, "theta"),
         ({"rope_theta": float("nan")}, "rope_theta"),
+        ({"rope_theta": 10**400}, "rope_theta"),
+        ({"vocab_size": 10**400}, "vocab"),
         ({"hidden_size": 0}, "hidden"),
         ({"hidden_size": 1 << 40}, "hidden"),
         ({"hidden_size": None}, "hidden_size is missing"),
