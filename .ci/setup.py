@@ -1,7 +1,7 @@
-"""Make .venv: in: pyproject.toml, constraints.txt, the interpreter that runs this. Out: .venv with ramet installed editable.
+"""Make .venv. In: pyproject.toml, constraints.txt, this interpreter. Out: .venv with ramet installed editable.
 
-Idempotent: a stamp inside .venv holds a digest of all inputs, so that a second call returns at once. Runs on the standard
-library of any Python 3, so that an old interpreter gets a sentence and not a syntax error.
+Idempotent: a stamp inside .venv holds a digest of all inputs, so that a second call returns at once. Runs on the
+standard library of any Python 3, so that an old interpreter gets a sentence and not a syntax error.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _build(wanted: str) -> None:
 
 
 def _torch_source(python: str) -> list[str]:
-    """Where Linux gets torch: PyPI's wheel there is the CUDA one, gigabytes that a machine without a GPU has no use for.
+    """Where Linux gets torch: PyPI's wheel there is the CUDA one, gigabytes of no use to a machine without a GPU.
     A pip that was configured with sources of its own is left as it is."""
     if not sys.platform.startswith("linux") or shutil.which("nvidia-smi"):
         return []

@@ -163,6 +163,11 @@ class Execution:
             self.outbox.queue(entry)
         return children
 
+    def seal(self, seq: Seq) -> None:
+        """Send the text that is still open on `seq`."""
+        with self._locked():
+            self._seal(seq)
+
     def close(self, seq: Seq, reason: str) -> None:
         """Say that nothing more comes for `seq`. Does nothing when it is closed or the program is over."""
         with self._locked():

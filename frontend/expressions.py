@@ -7,7 +7,7 @@ arguments that can be checked without a program are checked here, at the user's 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Union
+from typing import Any, NoReturn, Union
 
 from ramet.frontend.errors import ConstraintError
 from ramet.frontend.ir import SelectMethod
@@ -15,10 +15,7 @@ from ramet.frontend.options import checked, given
 from ramet.frontend.types import check_choices, check_method, refuse_constraint
 from ramet.frontend.where import user_line
 
-if TYPE_CHECKING:
-    from ramet.frontend.values import Value
-
-Piece = Union[str, "Expr", "Value[Any]"]
+Piece = Union[str, "Expr"]
 
 token_length_normalized: SelectMethod = "token_length_normalized"
 greedy_token_selection: SelectMethod = "greedy_token_selection"
@@ -27,7 +24,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class Expr:
-    """Something that can be appended to a state; `+` concatenates expressions, strings and values."""
+    """Something that can be appended to a state (a `Value` is one too); `+` concatenates expressions and strings."""
 
     __slots__ = ()
 
@@ -93,9 +90,7 @@ class RoleExpr(Expr):
 
 def check_piece(piece: object) -> None:
     """Raise `ConstraintError` unless `piece` can be appended to a state."""
-    from ramet.frontend.values import Value
-
-    if isinstance(piece, str | Expr | Value):
+    if isinstance(piece, str | Expr):
         return
     if piece is None:
         remedy = "None cannot be appended; did a function forget to return its expression?"

@@ -67,13 +67,18 @@ class Outbox:
             root = self._dead_cause(entry)
             if root is not None:
                 self._bury(entry, root)
-            elif entry.seq.path in blocked or not self._can_go(entry):
+            elif self._behind(entry, blocked) or not self._can_go(entry):
                 held.append(entry)
                 if entry.kind != "put":
                     blocked.add(entry.seq.path)
             else:
                 self._go(entry)
         self._held = held
+
+    @staticmethod
+    def _behind(entry: Entry, blocked: set[str]) -> bool:
+        joined = entry.op.branches if isinstance(entry.op, Join) else ()
+        return entry.seq.path in blocked or any(path in blocked for path in joined)
 
     def _can_go(self, entry: Entry) -> bool:
         if entry.seq.path not in self._created:

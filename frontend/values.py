@@ -13,7 +13,7 @@ from typing import Any, Generic, NoReturn, TypeVar, cast, overload
 from ramet.frontend.entries import Entry, Seq
 from ramet.frontend.errors import StateError
 from ramet.frontend.execution import Execution
-from ramet.frontend.expressions import Concat, Expr
+from ramet.frontend.expressions import Expr
 from ramet.frontend.hostcalls import call_host
 from ramet.frontend.ir import Meta
 from ramet.frontend.waiting import all_done, refuse_blocking, wait, wait_async
@@ -23,7 +23,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-class Value(Generic[T]):
+class Value(Expr, Generic[T]):
     """The value of an operation: `get()` or `await` reads it, `s += value` appends its exact tokens.
 
     Testing, comparing, measuring or iterating an unread value raises TypeError: it would wait unseen, one branch after the other.
@@ -105,6 +105,11 @@ class Value(Generic[T]):
         return self._parts
 
     @property
+    def where(self) -> str:
+        """The user's line that asked for it."""
+        return self._where
+
+    @property
     def entry(self) -> Entry | None:
         """The recorded operation that it is the value of, if it is of a single one."""
         return self._entry
@@ -135,12 +140,6 @@ class Value(Generic[T]):
 
     def _unread(self, doing: str) -> NoReturn:
         raise TypeError(f"{user_line()}: {doing} {self._what()}: read it first with .get() or await")
-
-    def __add__(self, other: str | Expr | Value[Any]) -> Concat:
-        return Concat.of(self, other)
-
-    def __radd__(self, other: str | Expr) -> Concat:
-        return Concat.of(other, self)
 
     def __str__(self) -> str:
         return str(self.get())

@@ -10,6 +10,7 @@ import sys
 from types import FrameType
 
 _OWN = "ramet.frontend"
+_PLUMBING = ("contextlib", "threading")
 
 
 def user_line() -> str:
@@ -17,7 +18,7 @@ def user_line() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if not module.startswith(_OWN) and not module.startswith("threading"):
+        if not module.startswith(_OWN) and module not in _PLUMBING:
             return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

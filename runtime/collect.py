@@ -16,7 +16,7 @@ from ramet.runtime.choices import decide
 from ramet.runtime.draft import Draw, Notes, Score
 from ramet.runtime.programs import Program, Programs
 from ramet.runtime.scheduler import Scheduler
-from ramet.runtime.sequence import Choosing, Generating, Sequence
+from ramet.runtime.sequence import Generating, Sequence
 from ramet.runtime.text import Tokenizer, cut
 
 

@@ -1,7 +1,7 @@
 """A model's chat template as the text of its role edges.
 
 In: the model's own Jinja source, roles. Out: for each place in a conversation the text that begins or ends a message
-there, cut out of whole renderings by their difference; sentinels stand for the contents, which never pass through Jinja.
+there, cut out of whole renderings by their difference; sentinels stand for the contents, which Jinja never sees.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
@@ -21,7 +20,6 @@ from jinja2.exceptions import TemplateError
 from ramet.frontend.errors import ConstraintError, ModelError
 from ramet.runtime.sandbox import compile_template
 from ramet.runtime.text import Tokenizer
-from ramet.runtime.vocabulary import read_config
 
 ROLES = ("system", "user", "assistant", "tool")
 Edge = Literal["begin", "end"]
@@ -43,6 +41,8 @@ class ChatTemplate:
     `source` None stands for a model without a template: ChatML where `names` has <|im_start|> and <|im_end|>, otherwise
     "role:\\ncontent\\n\\n". `context` is the model's context in tokens: a template that renders more than 4 x context
     characters, or for longer than 2 s, is refused with `ModelError` (R3), as is one that does not compile.
+
+    `begins_with_bos` says that the template writes the BOS token by itself, before the first message.
 
     `exact` says that on every sample conversation (all that the template accepts of up to 3 messages, and one longer)
     the edges and the contents, joined, are the template's own rendering; `report` says what differs when they are not:
@@ -66,6 +66,7 @@ class ChatTemplate:
         self.source = source if source is not None else CHATML if chatml else PLAIN
         self.fallback = source is None
         self._most = max(4 * context, 4096)
+        self.begins_with_bos = bool(bos) and "bos_token" in self.source
         self._values = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None, **(kwargs or {})}
         self._template = compile_template(self.source)
         self._edge = lru_cache(maxsize=4096)(self._find)
@@ -77,30 +78,9 @@ class ChatTemplate:
         self.report = "; ".join([*differences[:4], *trims])
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, object], tokenizer: Tokenizer, *, context: int) -> ChatTemplate:
-        """The `tokenizer.chat_template` of a GGUF file. Raises `ModelError`."""
-        source = metadata.get("tokenizer.chat_template")
-        if source is not None and not isinstance(source, str):
-            raise ModelError("tokenizer.chat_template: must be a string")
-        return cls._of(source or None, tokenizer, context)
+    def of(cls, source: str | None, tokenizer: Tokenizer, context: int) -> ChatTemplate:
+        """From Jinja source (None: the fallback), with the tokenizer's names of BOS and EOS. Raises `ModelError`."""
 
-    @classmethod
-    def from_directory(cls, path: str | Path, tokenizer: Tokenizer, *, context: int) -> ChatTemplate:
-        """The `chat_template.jinja` of a model directory, or the template in its `tokenizer_config.json` (of several
-        the one called "default"). Raises `ModelError`."""
-        root = Path(path)
-        if (root / "chat_template.jinja").exists():
-            return cls._of((root / "chat_template.jinja").read_text(encoding="utf-8"), tokenizer, context)
-        source = read_config(root / "tokenizer_config.json").get("chat_template")
-        if isinstance(source, list):
-            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-            source = named.get("default")
-        if source is not None and not isinstance(source, str):
-            raise ModelError(f"{root / 'tokenizer_config.json'}: chat_template must be a string")
-        return cls._of(source, tokenizer, context)
-
-    @classmethod
-    def _of(cls, source: str | None, tokenizer: Tokenizer, context: int) -> ChatTemplate:
         def name(token: int | None) -> str:
             return "" if token is None else tokenizer.token_bytes(token, special=True).decode("utf-8", "replace")
 

@@ -58,13 +58,6 @@ class Tokenizer:
         Raises `ModelError`."""
         return cls(vocabulary.from_file(Path(path), tokenizer_config or {}, generation_config or {}))
 
-    @classmethod
-    def from_directory(cls, path: str | Path) -> Tokenizer:
-        """From a model directory in Hugging Face's layout. Raises `ModelError`."""
-        root = Path(path)
-        configs = [vocabulary.read_config(root / name) for name in ("tokenizer_config.json", "generation_config.json")]
-        return cls.from_file(root / "tokenizer.json", *configs)
-
     def encode(self, text: str, *, start: bool = False) -> list[int]:
         """Ids of `text`. Names of control tokens in it are text. `start`: the text opens a sequence, so that a
         SentencePiece model's dummy space goes in front. Raises `ConstraintError` for a lone surrogate.

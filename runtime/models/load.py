@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+
 from ramet.frontend.errors import ModelError
 from ramet.runtime.models.gguf import GGUFFile, read_gguf
 from ramet.runtime.models.gguf_spec import llama3_factors
 from ramet.runtime.models.hub import ModelSource
 from ramet.runtime.models.spec import Spec
-from safetensors import SafetensorError, safe_open
 
 Weights = dict[str, torch.Tensor]
 _MAX_INDEX = 64 << 20  # bytes of a shard index

@@ -45,7 +45,7 @@ class _Branch:
     closed: bool = False
 
 
-class _Failed(Exception):  # noqa: N818 (an outcome, not an error of this code)
+class _Failed(Exception):
     def __init__(self, kind: str) -> None:
         self.kind = kind
 

@@ -1,0 +1,139 @@
+"""What a state is about: a sequence, its variables, its open role. Several State objects may share one (a Run and its body's).
+
+In: validated requests of `State`. Out: operations recorded on the execution, variables defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from ramet.frontend.entries import Entry, Seq
+from ramet.frontend.errors import ConstraintError, StateError
+from ramet.frontend.execution import Execution
+from ramet.frontend.ir import Role, Select, SelectMethod
+from ramet.frontend.options import build
+from ramet.frontend.types import converter, finite
+from ramet.frontend.values import Value, listed
+from ramet.frontend.waiting import chain
+
+
+class Core:
+    """`own` names the variables defined since the fork that made it (a dict, for its order)."""
+
+    def __init__(self, execution: Execution, seq: Seq, defaults: Mapping[str, Any], parent: Core | None = None) -> None:
+        self.execution = execution
+        self.seq = seq
+        self.defaults = defaults
+        self.variables: dict[str, Value[Any]] = dict(parent.variables) if parent else {}
+        self.own: dict[str, None] = {}
+        self.role_open: str | None = parent.role_open if parent else None
+
+    def __del__(self) -> None:
+        execution = getattr(self, "execution", None)
+        if execution is not None and self.seq.parent is not None:  # no lock here: __del__ may run anywhere
+            execution.outbox.abandoned.append(self.seq)
+
+    def check(self, where: str) -> None:
+        """Raise unless operations may be recorded now."""
+        self.execution.check(self.seq, where)
+
+    def define(self, name: str, value: Value[Any]) -> None:
+        """Set a variable."""
+        if not isinstance(name, str) or not name:
+            raise ConstraintError(f"name={name!r}: a variable's name is a non-empty string", where=value.where)
+        self.variables[name] = value
+        self.own[name] = None
+        self.execution.bell.ring()
+
+    def gen(
+        self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str
+    ) -> Value[Any]:
+        """Record a generation; with n > 1, on n branches, the first of which this state goes on from."""
+        if n > 1:
+            return self._samples(name, options, n, timeout, where)
+        sampling = build(self.defaults, options, where)
+        entry = self.execution.add_gen(self.seq, name or "", sampling, where)
+        return self._defined(name, entry, entry.future, timeout, where)
+
+    def _samples(
+        self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str
+    ) -> Value[Any]:
+        cores = self.child_cores(range(n), where)
+        parts = [core.gen(name, options, 1, timeout, where) for core in cores]
+        for core in cores[1:]:
+            self.execution.close(core.seq, "was one of n samples")
+        self.move_to(cores[0].seq)
+        value: Value[Any] = listed(self.execution, self.seq, parts, name or "", where)
+        if name is not None:
+            self.define(name, value)
+        return value
+
+    def typed(
+        self, type_: Any, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str
+    ) -> Value[Any]:
+        """Record a generation of `type_`: free text, or a choice among the type's values."""
+        table = finite(type_, where)
+        if table is None:
+            return self.gen(name, options, n, timeout, where)
+        if options.get("temperature") or n > 1:
+            raise ConstraintError(
+                "a type of finitely many values is chosen by likelihood: temperature must be 0 and n 1", where=where
+            )
+        entry = self._choose(name, tuple(table), "token_length_normalized", where)
+        future: Future[Any] = Future()
+        chain(entry.future, future, converter(table))
+        return self._defined(name, entry, future, timeout, where)
+
+    def select(self, name: str | None, choices: Sequence[str], method: SelectMethod, where: str) -> Value[str]:
+        """Record a choice."""
+        entry = self._choose(name, tuple(choices), method, where)
+        return self._defined(name, entry, entry.future, None, where)
+
+    def _choose(self, name: str | None, choices: tuple[str, ...], method: SelectMethod, where: str) -> Entry:
+        path = self.seq.path
+        return self.execution.add(
+            self.seq,
+            "select",
+            where,
+            lambda op: Select(id=op, seq=path, var=name or f"_{op}", choices=choices, method=method),
+            name or "",
+        )
+
+    def _defined(
+        self, name: str | None, entry: Entry, future: Future[Any], timeout: float | None, where: str
+    ) -> Value[Any]:
+        value = Value(self.execution, self.seq, future, entry=entry, name=name or "", where=where, timeout=timeout)
+        if name is not None:
+            self.define(name, value)
+        return value
+
+    def role(self, role: str, begin: bool, where: str) -> None:
+        """Record the begin or the end of a message. Messages do not nest."""
+        if begin and self.role_open is not None:
+            message = f"a {role} message begins inside a {self.role_open} message: end that one first"
+            raise StateError(message, where=where, branch=self.seq.path)
+        if not begin and self.role_open != role:
+            inside = f"the open message is of {self.role_open!r}" if self.role_open else "no message is open"
+            raise StateError(f"the end of a {role} message, but {inside}", where=where, branch=self.seq.path)
+        path = self.seq.path
+        self.execution.add(
+            self.seq,
+            "role",
+            where,
+            lambda op: Role(id=op, seq=path, role=role, edge="begin" if begin else "end"),
+        )
+        self.role_open = role if begin else None
+
+    def child_cores(self, items: Sequence[object], where: str) -> list[Core]:
+        """Record a fork; the cores of its branches."""
+        seqs = self.execution.fork(self.seq, list(items), where)
+        return [Core(self.execution, seq, self.defaults, self) for seq in seqs]
+
+    def move_to(self, seq: Seq) -> None:
+        """Go on on `seq`; the sequence so far is closed."""
+        old, self.seq = self.seq, seq
+        self.execution.close(old, "was left: its state goes on from another branch")
+
+

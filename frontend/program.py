@@ -1,0 +1,303 @@
+"""Programs: functions of a state, as values that can be run, bound, batched and moved between backends.
+
+In: a function whose first parameter is the state. Out: a `Program` with the function's identity and typed calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from ramet.frontend.backends.base import Backend
+from ramet.frontend.batch import Batch, lazily
+from ramet.frontend.errors import ConstraintError
+from ramet.frontend.host import choose_backend
+from ramet.frontend.options import SAMPLING, checked
+from ramet.frontend.run import Run, Setting, start
+from ramet.frontend.state import State
+from ramet.frontend.where import user_line
+
+P = ParamSpec("P")
+R = TypeVar("R")
+RUN_OPTIONS = ("backend", "timeout", "seed", "budget", "stream")
+_STATE_NAMES = ("s", "state")
+
+
+class Program(Generic[P, R]):
+    """A program. Calling it starts it and returns its `Run` at once.
+
+    Sampling defaults count in this order, later ones over earlier ones: decorator, `using`, options of `run`, the generation's own.
+    The backend is that of `using`, else the option of `run`, else of `with ramet.using(...)`, else `set_default_backend`'s.
+    """
+
+    def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
+        self._fn = fn
+        self._options = dict(options)
+        self._bound: dict[str, Any] = {}
+        self._instance: tuple[object, ...] = ()
+        self._signature, self._state_index = _parse(fn, where)
+        self._is_async = inspect.iscoroutinefunction(fn)
+        functools.update_wrapper(self, fn)
+        self.__signature__ = self._signature
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
+        """Start the program with these arguments; does not wait."""
+        return self.run(*args, **kwargs)
+
+    def run(self, *args: Any, **kwargs: Any) -> Run[R]:
+        """Start the program; options (`backend`, `timeout`, `seed`, `budget`, `stream`, sampling defaults) may be mixed in with
+        its arguments. A name that is a parameter of the program is the program's. `stream` is accepted for SGLang's sake:
+        every run streams."""
+        where = user_line()
+        own, options = self._split(kwargs)
+        return self._start(args, own, _run_options(options, where))
+
+    def _split(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        names = self._signature.parameters
+        options = {
+            name: value
+            for name, value in kwargs.items()
+            if name not in names and (name in SAMPLING or name in RUN_OPTIONS)
+        }
+        return {name: value for name, value in kwargs.items() if name not in options}, options
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+        partial = self._signature.bind_partial(*args, **kwargs)
+        for name, value in self._bound.items():
+            partial.arguments.setdefault(name, value)
+        return self._signature.bind(*_positional(partial), **_keywords(partial))
+
+    def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Run[R]:
+        arguments = self._arguments(args, kwargs)
+        merged = {**options, **{k: v for k, v in self._options.items() if k == "backend" or k not in options}}
+        setting = Setting(
+            backend=choose_backend(merged.get("backend")),
+            sampling={k: v for k, v in merged.items() if k not in RUN_OPTIONS},
+            seed=merged.get("seed"),
+            timeout=merged.get("timeout"),
+            budget=merged.get("budget"),
+        )
+
+        def body(state: State) -> Any:
+            return self._fn(*self._instance, state, *arguments.args, **arguments.kwargs)
+
+        return start(self.__name__, body, self._is_async, setting)
+
+    def batch(
+        self,
+        rows: Iterable[Any],
+        *,
+        concurrency: int | None = None,
+        on_error: Literal["raise", "return"] = "raise",
+        progress: bool = False,
+        **options: Any,
+    ) -> Batch[R]:
+        """Run the program once per row, at most `concurrency` (64) at a time; starts at once, does not wait.
+
+        A row is a dict of arguments, a tuple or list of positional ones, or the one argument. All rows are checked against the
+        signature before any starts. With `seed`, row i runs with a seed derived from it and i. See `Batch`.
+        """
+        where = user_line()
+        chosen = _run_options(options, where)
+        prepared = self._rows(list(rows), where)
+        return Batch(self.__name__, self._starters(prepared, chosen), concurrency, on_error, progress, where)
+
+    @overload
+    def run_batch(
+        self, rows: Iterable[Any], *, generator_style: Literal[False] = False, **options: Any
+    ) -> list[Run[R]]: ...
+    @overload
+    def run_batch(self, rows: Iterable[Any], *, generator_style: bool, **options: Any) -> Iterable[Run[R]]: ...
+    def run_batch(
+        self,
+        rows: Iterable[Any],
+        *,
+        progress_bar: bool = False,
+        generator_style: bool = False,
+        num_threads: int | Literal["auto"] = "auto",
+        **options: Any,
+    ) -> Iterable[Run[R]]:
+        """SGLang's batch: the finished runs in row order; a row that failed raises where it is read. `generator_style` takes rows
+        and gives runs lazily. `num_threads` bounds how many run at a time."""
+        where = user_line()
+        concurrency = None if num_threads == "auto" else num_threads
+        chosen = _run_options(options, where)
+        if generator_style:
+            starters = self._starters((self._row(i, row, where) for i, row in enumerate(rows)), chosen)
+            return lazily(starters, concurrency, progress_bar, where)
+        prepared = self._rows(list(rows), where)
+        batch = Batch(self.__name__, self._starters(prepared, chosen), concurrency, "return", progress_bar, where)
+        batch.result()
+        return batch.runs
+
+    def _starters(
+        self, rows: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], options: dict[str, Any]
+    ) -> Iterator[Callable[[], Run[R]]]:
+        seed = options.get("seed", self._options.get("seed"))
+        for index, (args, kwargs) in enumerate(rows):
+            row = options if seed is None else {**options, "seed": _row_seed(seed, index)}
+            yield functools.partial(self._start, args, kwargs, row)
+
+    def _rows(self, rows: list[Any], where: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        return [self._row(index, row, where) for index, row in enumerate(rows)]
+
+    def _row(self, index: int, row: Any, where: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args: tuple[Any, ...] = tuple(row) if isinstance(row, list | tuple) else () if isinstance(row, dict) else (row,)
+        kwargs = dict(row) if isinstance(row, dict) else {}
+        try:
+            self._arguments(args, kwargs)
+        except TypeError as error:
+            raise ConstraintError(f"row {index}: {error}; the program is {self.__name__}{self._signature}", where=where) from None
+        return args, kwargs
+
+    # --- variants ------------------------------------------------------------------------------------------------------
+
+    def using(
+        self,
+        *,
+        backend: Backend | None = None,
+        timeout: float | None = None,
+        seed: int | None = None,
+        budget: int | None = None,
+        **sampling: Any,
+    ) -> Program[P, R]:
+        """This program with other settings: `backend`; `timeout`, seconds for the whole run; `seed` of all sampling noise;
+        `budget`, the most tokens that all its generations together may produce; sampling defaults."""
+        given = {"backend": backend, "timeout": timeout, "seed": seed, "budget": budget, **sampling}
+        other = self._clone()
+        other._options.update(_run_options({k: v for k, v in given.items() if v is not None}, user_line()))
+        return other
+
+    def bind(self, **arguments: Any) -> Program[..., R]:
+        """This program with some arguments given; an explicit argument of a call beats a bound one."""
+        unknown = [name for name in arguments if name not in self._signature.parameters]
+        if unknown:
+            known = ", ".join(self._signature.parameters) or "none"
+            raise ConstraintError(f"bind({unknown[0]}=...): no such parameter; known: {known}", where=user_line())
+        other: Program[..., R] = self._clone()
+        other._bound.update(arguments)
+        return other
+
+    def __get__(self, instance: object | None, owner: type | None = None) -> Program[P, R]:
+        if instance is None or self._state_index == 0:
+            return self
+        other = self._clone()
+        other._instance = (instance,)
+        return other
+
+    def _clone(self) -> Program[P, R]:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._options, other._bound = dict(self._options), dict(self._bound)
+        return other
+
+    def __repr__(self) -> str:
+        return f"<Program {self.__name__}{self._signature}>"
+
+    __name__: str
+
+
+def _parse(fn: Callable[..., Any], where: str) -> tuple[inspect.Signature, int]:
+    """The signature without the state (and `self`), and at which place the state stands."""
+    parameters = list(inspect.signature(fn).parameters.values())
+    index = next((i for i, parameter in enumerate(parameters[:2]) if _is_state(parameter)), 0)
+    if not parameters or parameters[index].kind not in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
+        name = getattr(fn, "__name__", repr(fn))
+        raise ConstraintError(f"{name}: the first parameter of a program is its state: def {name}(s, ...)", where=where)
+    return inspect.Signature(parameters[index + 1 :]), index
+
+
+def _is_state(parameter: inspect.Parameter) -> bool:
+    note = parameter.annotation
+    named = note if isinstance(note, str) else getattr(note, "__name__", "")
+    return named.split(".")[-1] == "State" or parameter.name in _STATE_NAMES
+
+
+def _positional(arguments: inspect.BoundArguments) -> tuple[Any, ...]:
+    return tuple(
+        item
+        for name, value in arguments.arguments.items()
+        for kind in [arguments.signature.parameters[name].kind]
+        if kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+        for item in (value if kind is inspect.Parameter.VAR_POSITIONAL else (value,))
+    )
+
+
+def _keywords(arguments: inspect.BoundArguments) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in arguments.arguments.items():
+        kind = arguments.signature.parameters[name].kind
+        if kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
+            out[name] = value
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            out.update(value)
+    return out
+
+
+def _run_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    out = checked({k: v for k, v in options.items() if k not in RUN_OPTIONS}, where)
+    out.update({k: v for k, v in options.items() if k in RUN_OPTIONS and v is not None})
+    timeout, budget, seed = out.get("timeout"), out.get("budget"), out.get("seed")
+    if timeout is not None and not (isinstance(timeout, int | float) and math.isfinite(timeout) and timeout > 0):
+        raise ConstraintError(f"timeout={timeout!r}: must be a positive number of seconds", where=where)
+    for name, value, least in (("budget", budget, 1), ("seed", seed, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ConstraintError(f"{name}={value!r}: must be an integer of at least {least}", where=where)
+    if seed is not None and seed >= 1 << 63:
+        raise ConstraintError(f"seed={seed!r}: must be below 2**63", where=where)
+    return out
+
+
+def _row_seed(seed: int, index: int) -> int:
+    """A seed per row: the first 63 bits of BLAKE2b of (seed, index)."""
+    import hashlib
+
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, fn: Callable[Concatenate[State, P], Coroutine[Any, Any, R]], /) -> Program[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[State, P], R], /) -> Program[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Any, State, P], Coroutine[Any, Any, R]], /) -> Program[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Any, State, P], R], /) -> Program[P, R]: ...
+
+
+@overload
+def function(fn: Callable[Concatenate[State, P], Coroutine[Any, Any, R]], /) -> Program[P, R]: ...
+@overload
+def function(fn: Callable[Concatenate[State, P], R], /) -> Program[P, R]: ...
+@overload
+def function(fn: Callable[Concatenate[Any, State, P], Coroutine[Any, Any, R]], /) -> Program[P, R]: ...
+@overload
+def function(fn: Callable[Concatenate[Any, State, P], R], /) -> Program[P, R]: ...
+@overload
+def function(*, num_api_spec_tokens: None = None, **sampling: Any) -> _Decorator: ...
+def function(
+    fn: Callable[..., Any] | None = None, /, *, num_api_spec_tokens: int | None = None, **sampling: Any
+) -> Any:
+    """Make a program of a function whose first parameter is the state (the second, for a method). Plain, or with sampling
+    defaults: `@function(temperature=0, max_tokens=256)`."""
+    where = user_line()
+    if num_api_spec_tokens is not None:
+        raise ConstraintError(
+            f"num_api_spec_tokens={num_api_spec_tokens!r}: speculation over a remote API is not built into this version; leave "
+            "it out: ramet's engine needs no round trip between the calls of a program",
+            where=where,
+        )
+    options = _run_options(sampling, where)
+    if fn is None:
+        return lambda decorated: Program(decorated, options, where)
+    return Program(fn, options, where)

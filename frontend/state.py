@@ -1,0 +1,291 @@
+"""The state of a program, or of one branch of it: what a body touches.
+
+In: text, expressions, values. Out: recorded operations (at once, without waiting) and handles on their values. Only reading
+waits: `s["x"]`, `text()`, `messages()`, `sync()`, `error()`, `get_meta_info()`.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+
+from ramet.frontend.core import Core
+from ramet.frontend.errors import ConstraintError, StateError, UnknownVariable
+from ramet.frontend.expressions import ROLES, Concat, Expr, GenExpr, Piece, RoleExpr, SelectExpr, check_piece
+from ramet.frontend.ir import SelectMethod
+from ramet.frontend.options import GenOptions, checked
+from ramet.frontend.roles import RoleScope, ScopeVariable
+from ramet.frontend.transcript import chat_messages, full_text, meta_info, settle, settle_async
+from ramet.frontend.types import check_choices, check_method, refuse_constraint
+from ramet.frontend.values import Value, call_value, constant
+from ramet.frontend.where import user_line
+
+if TYPE_CHECKING:
+    from ramet.frontend.branches import Branches
+
+T = TypeVar("T")
+
+
+class State:
+    """Records operations on one branch. Made by ramet: a program's body gets it as its first argument, forks make more."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    @property
+    def item(self) -> Any:
+        """The element of the sequence that this branch was forked for (its index, for `fork(n)`)."""
+        return self._core.seq.item
+
+    # --- recording ---------------------------------------------------------------------------------------------------
+
+    def __iadd__(self, other: Piece) -> Self:
+        check_piece(other)
+        self._append(other, user_line())
+        return self
+
+    def _append(self, piece: Piece, where: str) -> None:
+        core = self._core
+        core.check(where)
+        if isinstance(piece, str):
+            core.execution.add_text(core.seq, piece, where)
+        elif isinstance(piece, Concat):
+            for part in piece.parts:
+                self._append(part, where)
+        elif isinstance(piece, Value):
+            core.execution.add_text(core.seq, piece.as_entry(core.execution, core.seq), where)
+        elif isinstance(piece, GenExpr):
+            core.gen(piece.name, piece.options, piece.n, None, piece.where or where)
+        elif isinstance(piece, SelectExpr):
+            core.select(piece.name, piece.choices, piece.method, piece.where or where)
+        elif isinstance(piece, RoleExpr):
+            core.role(piece.role, piece.begin, piece.where or where)
+        else:
+            raise ConstraintError(f"{type(piece).__name__} is no expression of ramet", where=where)
+
+    @overload
+    def gen(self, type: type[T], *, n: int, **options: Unpack[GenOptions]) -> Value[list[T]]: ...
+    @overload
+    def gen(self, *, n: int, **options: Unpack[GenOptions]) -> Value[list[str]]: ...
+    @overload
+    def gen(self, type: type[T], **options: Unpack[GenOptions]) -> Value[T]: ...
+    @overload
+    def gen(self, **options: Unpack[GenOptions]) -> Value[str]: ...
+    @overload
+    def gen(self, type: object, **options: Unpack[GenOptions]) -> Value[Any]: ...
+    def gen(self, type: Any = str, *, n: int | None = None, **options: Any) -> Value[Any]:
+        """Generate a value of `type` (str; `Literal`, `Enum` and bool through a choice) and append its text.
+
+        Options as in `GenOptions`. With `n` samples the value is a list and the text goes on with the first. Raises
+        `ConstraintError` at this line for an option or type that is not valid or not supported.
+        """
+        return self._gen(type, n, options, user_line())
+
+    def _gen(self, type_: Any, n: int | None, options: Mapping[str, Any], where: str) -> Value[Any]:
+        core, given = self._core, dict(options)
+        name, timeout = given.pop("name", None), given.pop("timeout", None)
+        refuse_constraint(where, **{key: given.pop(key, None) for key in ("regex", "grammar", "json_schema")})
+        core.check(where)
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 128):
+            raise ConstraintError(f"n={n!r}: must be an integer from 1 to 128", where=where)
+        return core.typed(type_, name, checked(given, where), n or 1, timeout, where)
+
+    def select(
+        self,
+        choices: Sequence[str],
+        *,
+        name: str | None = None,
+        method: SelectMethod = "token_length_normalized",
+    ) -> Value[str]:
+        """Append the most likely of `choices`; `meta` of the value carries the scores."""
+        where = user_line()
+        self._core.check(where)
+        return self._core.select(name, check_choices(choices, where), check_method(method, where), where)
+
+    @overload
+    def reply(self, type: type[T], *, prefix: Piece = "", **options: Unpack[GenOptions]) -> Value[T]: ...
+    @overload
+    def reply(self, *, prefix: Piece = "", **options: Unpack[GenOptions]) -> Value[str]: ...
+    @overload
+    def reply(self, type: object, *, prefix: Piece = "", **options: Unpack[GenOptions]) -> Value[Any]: ...
+    def reply(self, type: Any = str, *, prefix: Piece = "", tools: Sequence[Any] = (), **options: Any) -> Value[Any]:
+        """One whole assistant message: its begin, `prefix`, a generation of `type`, its end. Returns the generated value."""
+        where = user_line()
+        if tools:
+            raise ConstraintError(
+                "tools=...: tool-call parsing is not built into this version; describe the tools in the system message, "
+                "let the model choose with select, and run them with call()",
+                where=where,
+            )
+        check_piece(prefix)
+        with RoleScope(self._core, "assistant", where):
+            self._append(prefix, where)
+            return self._gen(type, None, options, where)
+
+    def role(self, role: str, content: Piece | None = None) -> RoleScope | None:
+        """A message of `role`: with its content, or `with s.role("user"): ...` around what makes it up."""
+        where = user_line()
+        if role not in ROLES:
+            raise ConstraintError(f"role={role!r}: must be one of {', '.join(ROLES)}", where=where)
+        return self._role(role, content, where)
+
+    def _role(self, role: str, content: Piece | None, where: str) -> RoleScope | None:
+        self._core.check(where)
+        if content is None:
+            return RoleScope(self._core, role, where)
+        check_piece(content)
+        with RoleScope(self._core, role, where):
+            self._append(content, where)
+        return None
+
+    @overload
+    def system(self, content: Piece) -> None: ...
+    @overload
+    def system(self) -> RoleScope: ...
+    def system(self, content: Piece | None = None) -> RoleScope | None:
+        """A system message, or `with s.system(): ...`."""
+        return self._role("system", content, user_line())
+
+    @overload
+    def user(self, content: Piece) -> None: ...
+    @overload
+    def user(self) -> RoleScope: ...
+    def user(self, content: Piece | None = None) -> RoleScope | None:
+        """A user message, or `with s.user(): ...`."""
+        return self._role("user", content, user_line())
+
+    @overload
+    def assistant(self, content: Piece) -> None: ...
+    @overload
+    def assistant(self) -> RoleScope: ...
+    def assistant(self, content: Piece | None = None) -> RoleScope | None:
+        """An assistant message (text, generations), or `with s.assistant(): ...`."""
+        return self._role("assistant", content, user_line())
+
+    @overload
+    def tool(self, content: Piece) -> None: ...
+    @overload
+    def tool(self) -> RoleScope: ...
+    def tool(self, content: Piece | None = None) -> RoleScope | None:
+        """A tool's result, or `with s.tool(): ...`."""
+        return self._role("tool", content, user_line())
+
+    def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Value[Any]:
+        """`fn(*args, **kwargs)` as an operation: it runs on a worker thread (awaited when async) once the values among its
+        arguments are known. Reading the result raises `ToolError` when it failed; `s += result` appends `str(result)`."""
+        where = user_line()
+        self._core.check(where)
+        return call_value(self._core.execution, self._core.seq, fn, args, kwargs, where)
+
+    # --- branches ------------------------------------------------------------------------------------------------------
+
+    def fork(self, n: int | Sequence[Any] = 1) -> Branches:
+        """`n` branches that go on from here and share everything so far; over a sequence, one per element (`branch.item`)."""
+        from ramet.frontend.branches import fork
+
+        return fork(self, n, user_line())
+
+    def adopt(self, branch: State) -> None:
+        """Go on from the end of `branch` (search, best-of-n). What this state recorded since the fork is left behind; a stream
+        that has shown it does not take it back."""
+        from ramet.frontend.branches import adopt
+
+        adopt(self, branch, user_line())
+
+    def copy(self) -> Copy:
+        """A branch of one, plain or as `with s.copy() as tmp: ...`; leaving the block brings its new variables back as they are."""
+        where = user_line()
+        self._core.check(where)
+        return Copy(self._core.child_cores([None], where)[0], self._core)
+
+    @contextmanager
+    def var_scope(self, name: str) -> Iterator[None]:
+        """Define `name` as the text that is appended inside the block."""
+        scope = ScopeVariable(self._core, name, user_line())
+        try:
+            yield
+        finally:
+            scope.end()
+
+    # --- variables and reading -------------------------------------------------------------------------------------------
+
+    def value(self, name: str) -> Value[Any]:
+        """The handle of a variable, without waiting. Raises `UnknownVariable`."""
+        found = self._core.variables.get(name)
+        if found is None:
+            raise UnknownVariable(name, self._core.variables, where=user_line(), branch=self._core.seq.path)
+        return found
+
+    def __getitem__(self, name: str) -> Any:
+        return self.value(name).get()
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        core, where = self._core, user_line()
+        core.check(where)
+        core.define(name, value if isinstance(value, Value) else constant(core.execution, core.seq, value, name, where))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._core.variables
+
+    def text(self) -> str:
+        """The whole text so far, role edges included. Waits for what is under way; raises if any of it failed."""
+        settle(self._core)
+        return full_text(self._core)
+
+    async def atext(self) -> str:
+        """`text()` for async bodies."""
+        await settle_async(self._core)
+        return full_text(self._core)
+
+    def messages(self) -> list[dict[str, str]]:
+        """The finished messages so far, as `{"role", "content"}`."""
+        settle(self._core)
+        return chat_messages(self._core)
+
+    async def amessages(self) -> list[dict[str, str]]:
+        """`messages()` for async bodies."""
+        await settle_async(self._core)
+        return chat_messages(self._core)
+
+    def sync(self) -> None:
+        """Wait until everything recorded on this branch is done. Raises nothing: failures are raised where they are read."""
+        settle(self._core, raising=False)
+
+    def error(self) -> BaseException | None:
+        """Wait like `sync`, and return the first failure on this branch, if any (it counts as read)."""
+        return settle(self._core, raising=False)
+
+    def get_meta_info(self, name: str) -> Any:
+        """How the generation of `name` went, under SGLang's keys, plus "meta" (an `ir.Meta`); a list of such for a variable
+        gathered from branches. Waits for it."""
+        return meta_info(self.value(name))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._core.seq.path} of {self._core.execution.name!r}>"
+
+
+class Copy(State):
+    """A branch of one; see `State.copy`."""
+
+    def __init__(self, core: Core, parent: Core) -> None:
+        super().__init__(core)
+        self._parent = parent
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: builtins.type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        for name in self._core.own:
+            self._parent.define(name, self._core.variables[name])
+        self._core.execution.close(self._core.seq, "was a copy whose block has ended")
+
+
+def check_state(state: object, where: str) -> State:
+    """`state` itself, or `StateError` when it is none."""
+    if not isinstance(state, State):
+        raise StateError(f"expected a branch (a State), got {type(state).__name__}", where=where)
+    return state
+
+

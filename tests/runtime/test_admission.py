@@ -1,0 +1,39 @@
+"""Peak footprints, turns between namespaces, and expected lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ramet.runtime.admission import Lengths, interleave, peak
+
+PAIRS = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=8)
+
+
+def brute_force(pairs: list[tuple[int, int]]) -> int:
+    """Step all sequences together and note the most slots held: one that has t tokens left is gone after t steps."""
+    most = sum(held for held, _ in pairs)
+    for step in range(1, max((left for _, left in pairs), default=0) + 1):
+        most = max(most, sum(held + step for held, left in pairs if left >= step))
+    return most
+
+
+@given(PAIRS)
+def test_peak_is_what_stepping_together_holds_at_most(pairs: list[tuple[int, int]]) -> None:
+    held = np.array([p[0] for p in pairs], np.int64)
+    left = np.array([p[1] for p in pairs], np.int64)
+    assert peak(held, left) == brute_force(pairs)
+
+
+def test_namespaces_take_turns_inside_a_priority() -> None:
+    assert interleave([(0, ["a", "b"]), (0, ["x", "y", "z"]), (1, ["low"])], 9) == ["a", "x", "b", "y", "z", "low"]
+    assert interleave([(0, ["a", "b"]), (0, ["x", "y"])], 3) == ["a", "x", "b"]
+
+
+def test_expected_length_is_a_high_quantile_of_what_was_seen() -> None:
+    lengths = Lengths(default=7)
+    assert lengths.typical() == 7
+    for n in range(1, 101):
+        lengths.add(n)
+    assert 90 <= lengths.typical() <= 92

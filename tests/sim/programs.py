@@ -1,0 +1,161 @@
+"""Random programs: op streams with forks, joins, references, choices and generations, some of them ill-formed.
+
+In: a random generator. Out: ops in an order in which a client could send them (an op follows what creates its sequence).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from ramet.frontend.ir import ROOT, SELECT_METHODS, Sampling
+from ramet.runtime import messages as m
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What programs look like. `vocab` small makes prefixes collide; `wild` is the rate of ops that must fail."""
+
+    vocab: int = 12
+    ops: int = 14
+    text: int = 10
+    tokens: int = 8
+    width: int = 4
+    wild: float = 0.02
+    stems: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(slots=True)
+class Draft:
+    """A program being written. `open` are the sequences that may get ops, with their number of ops and their parent."""
+
+    rng: random.Random
+    shape: Shape
+    ops: list[m.AnyOp] = field(default_factory=list)
+    count: dict[str, int] = field(default_factory=dict)
+    open: list[str] = field(default_factory=list)
+    children: list[tuple[str, str]] = field(default_factory=list)  # (parent, child), not joined yet
+    values: list[str] = field(default_factory=list)
+
+    def name(self, seq: str) -> str:
+        """The path of the next op on `seq`."""
+        k = self.count.get(seq, 0)
+        self.count[seq] = k + 1
+        return f"{seq}.{k}"
+
+    def tokens(self, longest: int) -> tuple[int, ...]:
+        """A run of tokens, often one that other programs begin with too."""
+        run = tuple(self.rng.randrange(1, self.shape.vocab) for _ in range(self.rng.randint(0, longest)))
+        if self.shape.stems and self.rng.random() < 0.6:
+            stem = self.rng.choice(self.shape.stems)
+            return stem[: self.rng.randint(0, len(stem))] + run[:2]
+        return run
+
+
+def program(rng: random.Random, shape: Shape) -> list[m.AnyOp]:
+    """One program's op stream, without its end."""
+    draft = Draft(rng, shape, open=[ROOT])
+    prompt = draft.tokens(shape.text)
+    if prompt or rng.random() > shape.wild:
+        draft.ops.append(m.Append(draft.name(ROOT), ROOT, (prompt or (1,),)))
+    for _ in range(rng.randint(1, shape.ops)):
+        if draft.open:
+            _step(draft, rng.choice(draft.open))
+    return draft.ops
+
+
+def _step(d: Draft, seq: str) -> None:
+    kind = d.rng.random()
+    if kind < 0.25:
+        d.ops.append(_append(d, seq))
+    elif kind < 0.6:
+        op = m.Generate(d.name(seq), seq, _sampling(d), d.rng.getrandbits(64))
+        d.ops.append(op)
+        d.values.append(op.op)
+    elif kind < 0.7:
+        op_choose = _choose(d, seq)
+        d.ops.append(op_choose)
+        d.values.append(op_choose.op)
+    elif kind < 0.82:
+        name = d.name(seq)
+        into = tuple(f"{name}.b{i}" for i in range(d.rng.randint(1, d.shape.width)))
+        d.ops.append(m.Fork(name, seq, into))
+        d.open += into
+        d.children += [(seq, child) for child in into]
+    elif kind < 0.92:
+        _join(d, seq)
+    elif kind < 0.95:
+        put = m.Put(d.name(seq), seq, d.tokens(3))
+        d.ops.append(put)
+        d.values.append(put.op)
+    elif seq != ROOT:
+        _close(d, seq)
+
+
+def _append(d: Draft, seq: str) -> m.Append:
+    parts: list[tuple[int, ...] | str] = [d.tokens(d.shape.text)]
+    if d.values and d.rng.random() < 0.4:
+        parts.append(d.rng.choice(d.values))
+    if d.rng.random() < d.shape.wild:
+        parts.append("never")
+    if d.rng.random() < d.shape.wild:
+        parts.append((1,) * 1000)
+    return m.Append(d.name(seq), seq, tuple(parts))
+
+
+def _join(d: Draft, seq: str) -> None:
+    """Join children of `seq`: closed by the client before or after, or not at all (the program's end closes them)."""
+    mine = [child for parent, child in d.children if parent == seq]
+    if not mine:
+        return
+    joined = d.rng.sample(mine, d.rng.randint(1, len(mine)))
+    late = d.rng.random() < 0.5
+    if not late:
+        for child in joined:
+            _close(d, child)
+    d.ops.append(m.Join(d.name(seq), seq, tuple(joined)))
+    if late:
+        for child in joined:
+            _close(d, child)
+    d.children = [(parent, child) for parent, child in d.children if child not in joined]
+
+
+def _close(d: Draft, seq: str) -> None:
+    if seq in d.open:
+        d.open.remove(seq)
+        d.ops.append(m.Close(d.name(seq), seq))
+        if d.rng.random() < d.shape.wild:
+            d.ops.append(_append(d, seq))
+
+
+def _choose(d: Draft, seq: str) -> m.Choose:
+    base = d.tokens(2)
+    count = d.rng.randint(1, 5)
+    choices = {base + tuple(d.rng.randrange(1, d.shape.vocab) for _ in range(d.rng.randint(1, 4))) for _ in range(count)}
+    method = d.rng.choice(SELECT_METHODS)
+    context = d.tokens(2) or (1,)
+    distinct = tuple(sorted(choices))
+    plain = method != "unconditional_likelihood_normalized"
+    return m.Choose(d.name(seq), seq, distinct, method, () if plain else context)  # type: ignore[arg-type]
+
+
+def _sampling(d: Draft) -> Sampling:
+    rng, longest = d.rng, d.shape.tokens
+    most = rng.choice((None, 1, 2, longest, longest))
+    options: dict[str, object] = {"temperature": rng.choice((0.0, 0.0, 0.7)), "max_tokens": most}
+    if rng.random() < 0.3:
+        options["min_tokens"] = rng.randint(0, most or longest)
+    if rng.random() < 0.2:
+        options["ignore_eos"] = True
+        options["max_tokens"] = most or longest
+    if rng.random() < 0.2:
+        options["stop_token_ids"] = (rng.randrange(d.shape.vocab),)
+    if rng.random() < 0.2:
+        options["logprobs"] = rng.randint(0, 3)
+    if rng.random() < 0.2:
+        options["presence_penalty"] = 0.5
+    if rng.random() < 0.15:
+        options["logit_bias"] = {rng.randrange(d.shape.vocab): rng.choice((-100.0, 3.0))}
+    if rng.random() < 0.2:
+        options |= {"top_p": 0.9, "top_k": 5}
+    return Sampling(**options)  # type: ignore[arg-type]
