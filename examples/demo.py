@@ -1,8 +1,8 @@
 """The tour behind `ramet demo`: skeleton-of-thought on a real model, drawn while it decodes, and what sharing saved.
 
-In: an engine and a console. Out: a live tree of branches (plain lines where the output is no terminal), the answer, and a
-table that sets the program beside the same calls sent one by one without sharing and batching, measured on the same engine.
-It lives here and not beside the CLI because it is a program like the others: it uses ramet's public names only.
+In: an engine and a console. Out: a live tree of branches (plain lines where the output is no terminal), the answer, and
+a table that sets the program beside the same calls sent one by one, without sharing and batching, on the same engine.
+It stands among the examples because it is what they are: a user of ramet, and nothing that ramet needs.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def _follow(events: Iterable[Event], console: Console) -> None:
         for event in events:
             if isinstance(event, Finished):
                 made, cached = event.meta.completion_tokens, event.meta.cached_tokens
-                line = f"  {event.seq} {event.var}: {made} tokens, {cached} of {event.meta.prompt_tokens} prompt tokens cached"
-                console.print(line, highlight=False, soft_wrap=True)
+                line = f"{made} tokens, {cached} of {event.meta.prompt_tokens} prompt tokens cached"
+                console.print(f"  {event.seq} {event.var}: {line}", highlight=False, soft_wrap=True)
         return
     picture, drawn = Picture(), 0.0
     with Live(console=console, auto_refresh=False) as live:
@@ -134,12 +134,10 @@ def report(console: Console, program: Usage, apart: Usage) -> None:
     rows = [("one program", _row(program)), ("call by call", _row(apart))]
     console.print(_table(rows) if console.is_terminal else _lines(rows), highlight=False)
     if program.seconds > 0 and program.computed_tokens > 0:
-        console.print(
-            f"call by call takes {apart.seconds / program.seconds:.2f} x the time, {apart.steps} steps for {program.steps}, "
-            f"and computes {apart.computed_tokens / program.computed_tokens:.2f} x the tokens",
-            highlight=False,
-            soft_wrap=True,
-        )
+        steps = f"{apart.steps} steps for {program.steps}"
+        computed = apart.computed_tokens / program.computed_tokens
+        ratio = f"call by call takes {apart.seconds / program.seconds:.2f} x the time, {steps}"
+        console.print(f"{ratio}, and computes {computed:.2f} x the tokens", highlight=False, soft_wrap=True)
 
 
 def _row(usage: Usage) -> list[str]:

@@ -32,7 +32,7 @@ def main() -> None:
     """Classify a few reviews as one batch on the default model."""
     reviews = ["I would buy it again at once.", "A waste of money.", "Quiet and pretty.", "Arrived with a crack."]
     with rt.Engine() as engine, rt.using(engine):
-        labels = few_shot_classify.batch([{"review": review} for review in reviews])
+        labels = few_shot_classify.batch([{"review": review} for review in reviews]).result()
         for review, label in zip(reviews, labels, strict=True):
             print(f"{label:10} {review}")
 

@@ -1,10 +1,12 @@
 """Many runs of one program, so many at a time.
 
-In: what starts each row's run. Out: the runs in row order, their results or errors; one row's failure leaves the others alone.
+In: what starts each row's run. Out: the runs in row order, their results or errors; one row's failure leaves the
+others alone.
 """
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from ramet.frontend.errors import Aborted, ConstraintError
 from ramet.frontend.run import Run
-from ramet.frontend.waiting import Bell, refuse_blocking, running_loop
+from ramet.frontend.waiting import Bell, refuse_blocking
 
 R = TypeVar("R")
 CONCURRENCY = 64
@@ -21,10 +23,12 @@ Starter = Callable[[], Run[R]]
 
 
 class Batch(Generic[R]):
-    """A batch under way. `result()` waits for all rows and gives their results in order; iterating gives each as it is there.
+    """A batch under way. `result()` waits for all rows and gives their results in order; iterating gives each as it
+    is there.
 
-    `on_error="raise"`: once all rows are done, the error of the failed row is raised (an ExceptionGroup for several); their notes
-    name the rows, and the other rows' results stay readable at `runs`. `"return"`: errors stand in the list.
+    `on_error="raise"`: once all rows are done, the error of the failed row is raised (an ExceptionGroup for several);
+    their notes name the rows, and the other rows' results stay readable at `runs`. `"return"`: errors stand in the
+    list.
     """
 
     def __init__(
@@ -51,8 +55,6 @@ class Batch(Generic[R]):
             self._launch()
 
     def _launch(self) -> None:
-        import contextvars
-
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(self._feed,), name=f"ramet-batch-{self._name}", daemon=True)
         thread.start()
@@ -94,7 +96,8 @@ class Batch(Generic[R]):
         return cast(list[Run[R]], self._slots)
 
     def result(self) -> list[R]:
-        """Wait for all rows; their results in row order (with `on_error="return"`, errors among them). Ctrl-C cancels the batch."""
+        """Wait for all rows; their results in row order (with `on_error="return"`, errors among them). Ctrl-C cancels
+        the batch."""
         try:
             with _bar(self._progress, self._name, len(self)) as advance:
                 shown = 0
@@ -154,11 +157,8 @@ class Batch(Generic[R]):
             seen = self._bell.count
             if ready():
                 return
-            refuse_blocking(running_loop() if running_loop() in self._loops() else None, "the batch")
+            refuse_blocking(None, "the batch")
             self._bell.wait(seen)
-
-    def _loops(self) -> list[Any]:
-        return [slot._run.loop for slot in self._slots if isinstance(slot, Run)]
 
 
 def _ended(slot: Run[Any] | BaseException | None) -> bool:

@@ -1,7 +1,7 @@
 """Branches: the states of one fork, together.
 
-In: a state and how many branches, or one item each. Out: states that record independently of each other, their variables
-gathered or their texts joined into the parent.
+In: a state and how many branches, or one item each. Out: states that record independently of each other, their
+variables gathered or their texts joined into the parent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ MODES = ("gather_variable", "concat", "concate_and_append")
 
 
 class Branches(Sequence[State]):
-    """The branches of one fork, in order. `with s.fork(3) as b: ...` joins (gathers variables) when the block ends well."""
+    """The branches of one fork, in order. `with s.fork(3) as b: ...` joins (gathers variables) when the block ends
+    well."""
 
     def __init__(self, parent: State, states: Sequence[State]) -> None:
         self._parent = parent
@@ -74,8 +75,8 @@ class Branches(Sequence[State]):
     def gather(self, name: str, on_error: Literal["raise", "return"] = "raise") -> list[Any]:
         """Every branch's `name`, in order; waits for all of them.
 
-        When one failed its error is raised, when several did an ExceptionGroup; the branches are then closed, so that nothing
-        more is asked of the others. With `on_error="return"` the errors stand in the list instead.
+        When one failed its error is raised, when several did an ExceptionGroup; the branches are then closed, so that
+        nothing more is asked of the others. With `on_error="return"` the errors stand in the list instead.
         """
         values = self._values(name)
         for value in values:
@@ -112,11 +113,12 @@ class Branches(Sequence[State]):
         return out
 
     def join(self, mode: JoinMode = "gather_variable", template: str | None = None) -> None:
-        """End the branches; never waits. Every variable that they defined becomes a list of the parent, in branch order.
+        """End the branches; never waits. Every variable that they defined becomes a list of the parent, in branch
+        order.
 
-        "concat" (SGLang: "concate_and_append") also appends the exact tokens of what each branch added since the fork, in branch
-        order. With a `template` such as "{item}: {score}\\n", what is appended is the template, filled for each branch with its
-        item and its variables (by reference: their tokens are reused).
+        "concat" (SGLang: "concate_and_append") also appends the exact tokens of what each branch added since the
+        fork, in branch order. With a `template` such as "{item}: {score}\\n", what is appended is the template,
+        filled for each branch with its item and its variables (by reference: their tokens are reused).
         """
         where = user_line()
         if mode not in MODES:
@@ -194,8 +196,10 @@ def fork(state: State, n: int | Sequence[Any], where: str) -> Branches:
     """See `State.fork`."""
     core = state._core
     core.check(where)
-    if isinstance(n, bool) or isinstance(n, str | bytes) or not isinstance(n, int | Sequence):
-        raise ConstraintError(f"fork({n!r}): give a number of branches, or a list with one item per branch", where=where)
+    if isinstance(n, bool | str | bytes) or not isinstance(n, int | Sequence):
+        raise ConstraintError(
+            f"fork({n!r}): give a number of branches, or a list with one item per branch", where=where
+        )
     if isinstance(n, int) and n < 0:
         raise ConstraintError(f"fork({n}): the number of branches must not be negative", where=where)
     items: Sequence[Any] = range(n) if isinstance(n, int) else list(n)

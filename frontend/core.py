@@ -1,4 +1,5 @@
-"""What a state is about: a sequence, its variables, its open role. Several State objects may share one (a Run and its body's).
+"""What a state is about: a sequence, its variables, its open role. Several State objects may share one (a Run and its
+body's).
 
 In: validated requests of `State`. Out: operations recorded on the execution, variables defined.
 """
@@ -135,5 +136,3 @@ class Core:
         """Go on on `seq`; the sequence so far is closed."""
         old, self.seq = self.seq, seq
         self.execution.close(old, "was left: its state goes on from another branch")
-
-

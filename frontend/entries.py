@@ -19,9 +19,9 @@ TAIL = 80  # characters of the prompt that an error shows
 class Entry:
     """One recorded operation.
 
-    `pieces` is the text that it adds, as far as known: constants, streamed text, and entries whose values are referred to.
-    `complete` says that no piece will follow. `future` is done with the text that the backend (or the host) gives it.
-    `root` is the earliest failed operation that its failure comes from (itself, if it is the first).
+    `pieces` is the text that it adds, as far as known: constants, streamed text, and entries whose values are
+    referred to. `complete` says that no piece will follow. `future` is done with the text that the backend (or the
+    host) gives it. `root` is the earliest failed operation that its failure comes from (itself, if it is the first).
     """
 
     __slots__ = (
@@ -43,7 +43,9 @@ class Entry:
         "where",
     )
 
-    def __init__(self, op_id: str, seq: Seq, kind: Kind, where: str, var: str = "", refs: tuple[Entry, ...] = ()) -> None:
+    def __init__(
+        self, op_id: str, seq: Seq, kind: Kind, where: str, var: str = "", refs: tuple[Entry, ...] = ()
+    ) -> None:
         self.id = op_id
         self.seq = seq
         self.kind: Kind = kind
@@ -84,7 +86,19 @@ class Seq:
     `dead` is set when an operation on it failed in this process, so that nothing later on it can be sent.
     """
 
-    __slots__ = ("closed", "count", "dead", "entries", "failed", "failed_at", "item", "mark", "open_text", "parent", "path")
+    __slots__ = (
+        "closed",
+        "count",
+        "dead",
+        "entries",
+        "failed",
+        "failed_at",
+        "item",
+        "mark",
+        "open_text",
+        "parent",
+        "path",
+    )
 
     def __init__(self, path: str, parent: Seq | None = None, item: object = None) -> None:
         self.path = path
@@ -107,7 +121,8 @@ class Seq:
     def timeline(self) -> list[Entry]:
         """All entries whose text it consists of, from the root of the program on."""
         chain: list[list[Entry]] = [self.entries]
-        seq, mark = self.parent, self.mark
+        seq: Seq | None = self.parent
+        mark = self.mark
         while seq is not None:
             chain.append(seq.entries[:mark])
             seq, mark = seq.parent, seq.mark
@@ -117,7 +132,8 @@ class Seq:
         """The first failed operation that everything recorded on it from now on depends on."""
         if self.failed is not None:
             return self.failed
-        seq, mark = self.parent, self.mark
+        seq: Seq | None = self.parent
+        mark = self.mark
         while seq is not None:
             if seq.failed is not None and seq.failed_at < mark:
                 return seq.failed
@@ -136,7 +152,8 @@ class Seq:
     def _backwards(self, entry: Entry) -> Iterator[Entry]:
         index = self.entries.index(entry) if entry in self.entries else len(self.entries)
         yield from reversed(self.entries[:index])
-        seq, mark = self.parent, self.mark
+        seq: Seq | None = self.parent
+        mark = self.mark
         while seq is not None:
             yield from reversed(seq.entries[:mark])
             seq, mark = seq.parent, seq.mark

@@ -1,8 +1,8 @@
 """One live program: operations out, events in.
 
-In: operations that a body records (from its thread or task), events from the backend's thread. Out: completed futures for
-readers, the list of events for streams, and one outcome. Everything that changes is guarded by one lock; futures are
-completed after it is released, so that no reader's callback ever runs under it.
+In: operations that a body records (from its thread or task), events from the backend's thread. Out: completed futures
+for readers, the list of events for streams, and one outcome. Everything that changes is guarded by one lock; futures
+are completed after it is released, so that no reader's callback ever runs under it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -56,8 +56,8 @@ from ramet.frontend.waiting import Bell
 
 
 class Execution:
-    """A program while it runs, and its record afterwards. `outcome` is done with the body's return value or error, once the
-    body has ended and the backend has answered everything."""
+    """A program while it runs, and its record afterwards. `outcome` is done with the body's return value or error,
+    once the body has ended and the backend has answered everything."""
 
     def __init__(self, name: str, header: Header, backend: Backend, budget: int | None = None) -> None:
         self.name = name
@@ -133,7 +133,8 @@ class Execution:
         return entry
 
     def add_gen(self, seq: Seq, var: str, sampling: Sampling, where: str) -> Entry:
-        """Record a Gen, within the budget: `max_tokens` of every Gen under way count against it until it has finished."""
+        """Record a Gen, within the budget: `max_tokens` of every Gen under way count against it until it has
+        finished."""
         with self._locked():
             self.check(seq, where)
             sampling = self._within_budget(sampling, where, seq)
@@ -221,7 +222,8 @@ class Execution:
             )
         return msgspec.structs.replace(sampling, max_tokens=need)
 
-    # --- the body ------------------------------------------------------------------------------------------------------
+    # --- the body
+    # ------------------------------------------------------------------------------------------------------
 
     def body_returned(self, value: Any) -> None:
         """The body is done; the program ends when the backend and the host have finished what was recorded."""
@@ -238,7 +240,9 @@ class Execution:
     def body_raised(self, error: BaseException) -> None:
         """The body raised: everything under way is given up, and readers get this error."""
         if isinstance(error, asyncio.CancelledError):
-            error = self.cause if self.cause is not None else Aborted(f"the task of program {self.name!r} was cancelled")
+            error = (
+                self.cause if self.cause is not None else Aborted(f"the task of program {self.name!r} was cancelled")
+            )
         error.add_note(f"in the ramet program {self.name!r}")
         with self._locked():
             self._body = (False, error)
@@ -288,7 +292,7 @@ class Execution:
     def _final_error(self) -> BaseException | None:
         assert self.ended is not None
         if self._body is not None and not self._body[0] and (self.cause is None or self.cause is self._body[1]):
-            return self._body[1]  # type: ignore[no-any-return]
+            return cast(BaseException, self._body[1])
         if self.cause is not None:
             return self.cause
         unread = [e for e in self.entries.values() if e.root is e and not e.read and e.error is not None]
@@ -301,7 +305,8 @@ class Execution:
             return self._error(self.ended.kind, self.ended.message)
         return None
 
-    # --- events --------------------------------------------------------------------------------------------------------
+    # --- events
+    # --------------------------------------------------------------------------------------------------------
 
     def deliver(self, event: Event) -> None:
         """Take an event; called from the backend's thread."""
@@ -412,7 +417,8 @@ class Execution:
         kind = "transport" if isinstance(error, TransportError) else "generation"
         self.deliver(Ended(usage=Usage(), kind=kind, message=error.message))
 
-    # --- errors --------------------------------------------------------------------------------------------------------
+    # --- errors
+    # --------------------------------------------------------------------------------------------------------
 
     def saw(self, error: BaseException | None) -> None:
         """A reader was given `error`: it needs no second report at the end."""

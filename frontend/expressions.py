@@ -1,7 +1,7 @@
 """Expressions: what can be appended to a state, before it is. SGLang's names and argument order.
 
-In: names, choices, sampling options. Out: small immutable nodes that `State.__iadd__` records. Making one does nothing else;
-arguments that can be checked without a program are checked here, at the user's line.
+In: names, choices, sampling options. Out: small immutable nodes that `State.__iadd__` records. Making one does
+nothing else; arguments that can be checked without a program are checked here, at the user's line.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def check_piece(piece: object) -> None:
     if piece is None:
         remedy = "None cannot be appended; did a function forget to return its expression?"
     elif isinstance(piece, list | tuple):
-        remedy = f"a {type(piece).__name__} cannot be appended to one state; join it, or append it to the branches of a fork"
+        remedy = (
+            f"a {type(piece).__name__} cannot be appended to one state; join it, or append it to the branches of a fork"
+        )
     else:
         remedy = f"{piece!r} of type {type(piece).__name__} cannot be appended; write str(...) or an f-string"
     raise ConstraintError(remedy, where=user_line())
@@ -128,8 +130,9 @@ def gen(
     repetition_penalty: float | None = None,
     seed: int | None = None,
 ) -> Expr:
-    """Generate and define `name`. With `choices` it is `select` (and `temperature` must be 0 or left out). `n` samples define a
-    list; the text goes on with the first. Raises `ConstraintError` for what this version cannot enforce."""
+    """Generate and define `name`. With `choices` it is `select` (and `temperature` must be 0 or left out). `n`
+    samples define a list; the text goes on with the first. Raises `ConstraintError` for what this version cannot
+    enforce."""
     options = given(locals(), "n", "name", "dtype", "choices", "choices_method", "regex", "json_schema")
     where = user_line()
     refuse_constraint(where, regex=regex, json_schema=json_schema)

@@ -1,8 +1,8 @@
 """What all programs of this process share: the one place of process-wide state of the language.
 
 In: coroutines, timers and host functions of programs. Out: they run. Three things live here, each made on first use:
-the background event loop (one daemon thread: async bodies called outside any loop, timers), the pools of worker threads that
-run host functions, and the backend of SGLang's `set_default_backend`. `using` is a context variable.
+the background event loop (one daemon thread: async bodies called outside any loop, timers), the pools of worker
+threads that run host functions, and the backend of SGLang's `set_default_backend`. `using` is a context variable.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Host:
             return self._loop
 
     def submit(self, fn: Callable[[], T]) -> Future[T]:
-        """Run `fn` on a worker thread. A host function may itself run programs whose host functions run deeper: each depth has
-        its own bounded pool, so that calls that wait for deeper ones never starve them."""
+        """Run `fn` on a worker thread. A host function may itself run programs whose host functions run deeper: each
+        depth has its own bounded pool, so that calls that wait for deeper ones never starve them."""
         depth = _host_depth.get()
         context = contextvars.copy_context()
         context.run(_host_depth.set, depth + 1)
@@ -59,11 +59,12 @@ class Host:
         return pool.submit(context.run, fn)
 
     def later(self, seconds: float, fn: Callable[[], object]) -> Callable[[], None]:
-        """Call `fn` (which must not block) on the background loop after `seconds`. Returns a function that calls it off."""
+        """Call `fn` (which must not block) on the background loop after `seconds`. Returns a function that calls it
+        off."""
         loop = self.loop()
         handles: list[asyncio.TimerHandle] = []
         loop.call_soon_threadsafe(lambda: handles.append(loop.call_later(seconds, fn)))
-        return lambda: _post(loop, lambda: handles and handles[0].cancel())
+        return lambda: _post(loop, lambda: [handle.cancel() for handle in handles])
 
 
 HOST = Host()
@@ -75,7 +76,8 @@ def _post(loop: asyncio.AbstractEventLoop, fn: Callable[[], Any]) -> None:
 
 
 class using:  # noqa: N801 - reads as a statement: `with using(backend):`
-    """Programs called inside `with using(backend):` run on it. Nests; follows threads and tasks as context variables do."""
+    """Programs called inside `with using(backend):` run on it. Nests; follows threads and tasks as context variables
+    do."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -113,7 +115,8 @@ def choose_backend(*named: Backend | None) -> Backend:
 
 
 def flush_cache(backend: Backend | None = None, empty_cache: bool = True) -> bool:
-    """Forget cached prefixes that no live program uses (SGLang's name). `empty_cache=False` leaves them and returns False."""
+    """Forget cached prefixes that no live program uses (SGLang's name). `empty_cache=False` leaves them and returns
+    False."""
     return choose_backend(backend).flush_cache() if empty_cache else False
 
 

@@ -1,7 +1,7 @@
 """Host functions as operations of a program.
 
-In: a function and the futures that it waits for. Out: a future of its result; it runs on a worker thread, or is awaited in the
-event loop of the body when it is async, and never on the thread of the body or of the backend.
+In: a function and the futures that it waits for. Out: a future of its result; it runs on a worker thread, or is
+awaited in the event loop of the body when it is async, and never on the thread of the body or of the backend.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def call_host(
     bound: Callable[[], tuple[list[Any], dict[str, Any]]],
     where: str,
 ) -> Future[Any]:
-    """Run `fn(*args, **kwargs)` of `bound()` once all of `needs` are done. Fails with what a need failed with, else with
-    `ToolError` (the function's exception is its cause)."""
+    """Run `fn(*args, **kwargs)` of `bound()` once all of `needs` are done. Fails with what a need failed with, else
+    with `ToolError` (the function's exception is its cause)."""
     if not callable(fn):
         raise ConstraintError(f"{fn!r} cannot be called: give a function", where=where)
     future: Future[Any] = Future()

@@ -1,7 +1,7 @@
 """Sampling options: from what users write to one validated `Sampling`.
 
-In: keyword arguments under ramet's or SGLang's names, at four levels (decorator, using, run, gen). Out: a `Sampling`, or a
-`ConstraintError` at the user's line that names the option, its value and the remedy.
+In: keyword arguments under ramet's or SGLang's names, at four levels (decorator, using, run, gen). Out: a `Sampling`,
+or a `ConstraintError` at the user's line that names the option, its value and the remedy.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ SAMPLING = (
 class GenOptions(TypedDict, total=False):
     """The keyword arguments of `State.gen` and `State.reply`.
 
-    `logprobs` k: the sampled token's logprob and the k most likely alternatives (0: the sampled token's only; left out: none).
-    `timeout`: seconds that reading the value waits before it raises `ProgramTimeout`. The others as in `Sampling`.
+    `logprobs` k: the sampled token's logprob and the k most likely alternatives (0: the sampled token's only; left
+    out: none). `timeout`: seconds that reading the value waits before it raises `ProgramTimeout`. The others as in
+    `Sampling`.
     """
 
     name: str | None
@@ -72,7 +73,8 @@ def given(arguments: Mapping[str, Any], *without: str) -> dict[str, Any]:
 
 
 def checked(options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`options` under the names of `Sampling`, each valid by itself. Copies what is mutable: the caller's lists stay his."""
+    """`options` under the names of `Sampling`, each valid by itself. Copies what is mutable: the caller's lists stay
+    his."""
     out: dict[str, Any] = {}
     for name, value in options.items():
         if value is not None:
@@ -101,11 +103,15 @@ def _translate(name: str, value: Any, out: dict[str, Any], where: str) -> None:
     elif name == "top_logprobs_num":
         out["logprobs"] = _integer(name, value, where)
     elif name == "return_text_in_logprobs":
-        _refuse_unless(value in (True, False), name, value, "True or False; the text of tokens is always reported", where)
+        _refuse_unless(
+            value in (True, False), name, value, "True or False; the text of tokens is always reported", where
+        )
     elif name == "logprob_start_len":
         _refuse_unless(value == -1, name, value, "logprobs of the prompt are not built into this version", where)
     elif name == "stop_regex":
-        _refuse_unless(len(value) == 0, name, value, "stopping at a regex is not built into this version; use stop", where)
+        _refuse_unless(
+            len(value) == 0, name, value, "stopping at a regex is not built into this version; use stop", where
+        )
     elif name in SAMPLING:
         out[name] = value
     else:

@@ -1,9 +1,9 @@
 """Operations on their way to the backend.
 
-In: recorded operations. Out: batches of them, in the order in which they were recorded. They go at the next read, at the
-end, or 2 ms after the first, whichever is first, so that what is recorded together (the branches of a fork) arrives together.
-An operation that refers to a value that this process still computes is held back, and what follows it on its sequence too;
-when the value fails, they fail here and are never sent.
+In: recorded operations. Out: batches of them, in the order in which they were recorded. They go at the next read, at
+the end, or 2 ms after the first, whichever is first, so that what is recorded together (the branches of a fork)
+arrives together. An operation that refers to a value that this process still computes is held back, and what follows
+it on its sequence too; when the value fails, they fail here and are never sent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ COMPANY = 0.002  # seconds that an operation waits for others to travel with it
 class Outbox:
     """`queue` and `pump` run under the owner's lock; `flush` takes it itself.
 
-    `poison(entry, root)` fails an operation that can never be sent; `lost(error)` says that the backend refused a batch.
+    `poison(entry, root)` fails an operation that can never be sent; `lost(error)` says that the backend refused a
+    batch.
     """
 
     def __init__(

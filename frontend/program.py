@@ -29,8 +29,9 @@ _STATE_NAMES = ("s", "state")
 class Program(Generic[P, R]):
     """A program. Calling it starts it and returns its `Run` at once.
 
-    Sampling defaults count in this order, later ones over earlier ones: decorator, `using`, options of `run`, the generation's own.
-    The backend is that of `using`, else the option of `run`, else of `with ramet.using(...)`, else `set_default_backend`'s.
+    Sampling defaults count in this order, later ones over earlier ones: decorator, `using`, options of `run`, the
+    generation's own. The backend is that of `using`, else the option of `run`, else of `with ramet.using(...)`, else
+    `set_default_backend`'s.
     """
 
     def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
@@ -50,9 +51,9 @@ class Program(Generic[P, R]):
         return self.run(*args, **kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Run[R]:
-        """Start the program; options (`backend`, `timeout`, `seed`, `budget`, `stream`, sampling defaults) may be mixed in with
-        its arguments. A name that is a parameter of the program is the program's. `stream` is accepted for SGLang's sake:
-        every run streams."""
+        """Start the program; options (`backend`, `timeout`, `seed`, `budget`, `stream`, sampling defaults) may be
+        mixed in with its arguments. A name that is a parameter of the program is the program's. `stream` is accepted
+        for SGLang's sake: every run streams."""
         where = user_line()
         own, options = self._split(kwargs)
         return self._start(args, own, _run_options(options, where))
@@ -99,8 +100,8 @@ class Program(Generic[P, R]):
     ) -> Batch[R]:
         """Run the program once per row, at most `concurrency` (64) at a time; starts at once, does not wait.
 
-        A row is a dict of arguments, a tuple or list of positional ones, or the one argument. All rows are checked against the
-        signature before any starts. With `seed`, row i runs with a seed derived from it and i. See `Batch`.
+        A row is a dict of arguments, a tuple or list of positional ones, or the one argument. All rows are checked
+        against the signature before any starts. With `seed`, row i runs with a seed derived from it and i. See `Batch`.
         """
         where = user_line()
         chosen = _run_options(options, where)
@@ -122,8 +123,8 @@ class Program(Generic[P, R]):
         num_threads: int | Literal["auto"] = "auto",
         **options: Any,
     ) -> Iterable[Run[R]]:
-        """SGLang's batch: the finished runs in row order; a row that failed raises where it is read. `generator_style` takes rows
-        and gives runs lazily. `num_threads` bounds how many run at a time."""
+        """SGLang's batch: the finished runs in row order; a row that failed raises where it is read.
+        `generator_style` takes rows and gives runs lazily. `num_threads` bounds how many run at a time."""
         where = user_line()
         concurrency = None if num_threads == "auto" else num_threads
         chosen = _run_options(options, where)
@@ -152,10 +153,13 @@ class Program(Generic[P, R]):
         try:
             self._arguments(args, kwargs)
         except TypeError as error:
-            raise ConstraintError(f"row {index}: {error}; the program is {self.__name__}{self._signature}", where=where) from None
+            raise ConstraintError(
+                f"row {index}: {error}; the program is {self.__name__}{self._signature}", where=where
+            ) from None
         return args, kwargs
 
-    # --- variants ------------------------------------------------------------------------------------------------------
+    # --- variants
+    # ------------------------------------------------------------------------------------------------------
 
     def using(
         self,
@@ -166,8 +170,8 @@ class Program(Generic[P, R]):
         budget: int | None = None,
         **sampling: Any,
     ) -> Program[P, R]:
-        """This program with other settings: `backend`; `timeout`, seconds for the whole run; `seed` of all sampling noise;
-        `budget`, the most tokens that all its generations together may produce; sampling defaults."""
+        """This program with other settings: `backend`; `timeout`, seconds for the whole run; `seed` of all sampling
+        noise; `budget`, the most tokens that all its generations together may produce; sampling defaults."""
         given = {"backend": backend, "timeout": timeout, "seed": seed, "budget": budget, **sampling}
         other = self._clone()
         other._options.update(_run_options({k: v for k, v in given.items() if v is not None}, user_line()))
@@ -288,8 +292,8 @@ def function(*, num_api_spec_tokens: None = None, **sampling: Any) -> _Decorator
 def function(
     fn: Callable[..., Any] | None = None, /, *, num_api_spec_tokens: int | None = None, **sampling: Any
 ) -> Any:
-    """Make a program of a function whose first parameter is the state (the second, for a method). Plain, or with sampling
-    defaults: `@function(temperature=0, max_tokens=256)`."""
+    """Make a program of a function whose first parameter is the state (the second, for a method). Plain, or with
+    sampling defaults: `@function(temperature=0, max_tokens=256)`."""
     where = user_line()
     if num_api_spec_tokens is not None:
         raise ConstraintError(

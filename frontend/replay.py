@@ -1,8 +1,8 @@
 """A program's calls, taken apart: what a client without programs would have sent, one request after the other.
 
-In: a backend, and a program that ran through a `Recorder` of it. Out: each Gen and Select of that program as a program of its own
-(its whole prefix as constant text and role edges, the same number of tokens to generate), and what running those one by one,
-without sharing and without batching, costs. It is the measured baseline of `ramet demo` and of the benchmarks.
+In: a backend, and a program that ran through a `Recorder` of it. Out: each Gen and Select of it as a program of its own
+(the whole prefix as constant text and role edges, the same number of tokens to generate), and what running those one by
+one, without sharing and without batching, costs: the measured baseline of `ramet demo` and of the benchmarks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Item = Text | Role | Gen | Select | Join
 
 @dataclass
 class _Branch:
-    """A sequence: what it went on from (`parent`'s first `shared` own items and everything before them), and its own items."""
+    """A sequence: its own items, and what it went on from: `parent`'s first `shared` items and all before them."""
 
     parent: str
     shared: int
@@ -53,7 +53,7 @@ class Recording:
     header: Header
     ops: list[AnyOp] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
 
     def calls(self) -> list[tuple[AnyOp, ...]]:
         """Every finished Gen and Select as a program of one sequence, in the order in which they finished."""
@@ -175,7 +175,8 @@ class _Calls:
 def one_by_one(backend: Backend, recording: Recording) -> Usage:
     """Run every call of `recording` by itself, after forgetting all cached prefixes, and add up what it cost.
 
-    `seconds` is the wall time of the calls alone, without the flushes between them. Raises `GenerationError` when one fails.
+    `seconds` is the wall time of the calls alone, without the flushes between them. Raises `GenerationError` when one
+    fails.
     """
     total = Usage()
     for ops in recording.calls():

@@ -29,7 +29,8 @@ class RoleScope:
         self._core.role(self._role, True, self._where)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # A block that is left by an exception ends its message too; if that cannot be recorded any more (the program was
+        # A block that is left by an exception ends its message too; if that cannot be recorded any more (the program
+        # was
         # cancelled), the first exception is the one to see.
         with contextlib.suppress(ProgramError) if error is not None else contextlib.nullcontext():
             self._core.role(self._role, False, user_line() or self._where)

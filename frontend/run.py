@@ -23,7 +23,7 @@ from ramet.frontend.ir import Event, Header, Usage
 from ramet.frontend.state import State
 from ramet.frontend.streams import EntryReader, Position, Reader, Span, SpanReader, follow, follow_async
 from ramet.frontend.trace import Trace
-from ramet.frontend.transcript import full_text, meta_info
+from ramet.frontend.transcript import meta_info
 from ramet.frontend.values import Value
 from ramet.frontend.waiting import refuse_blocking, running_loop, wait, wait_async
 from ramet.frontend.where import user_line
@@ -34,7 +34,8 @@ _caller: contextvars.ContextVar[Execution | None] = contextvars.ContextVar("rame
 
 
 class Run(State, Generic[R]):
-    """A program that runs, and its record afterwards. A handle for reading: operations are recorded by the body's own state.
+    """A program that runs, and its record afterwards. A handle for reading: operations are recorded by the body's own
+    state.
 
     Reads of a Run wait for what the body has not recorded yet. Dropping the handle leaves the body running to its end.
     """
@@ -46,14 +47,15 @@ class Run(State, Generic[R]):
     def _append(self, piece: Any, where: str) -> None:
         raise StateError("a Run is for reading; operations are recorded by the body on its own state", where=where)
 
-    # --- the result ------------------------------------------------------------------------------------------------------
+    # --- the result
+    # ------------------------------------------------------------------------------------------------------
 
     def result(self, timeout: float | None = None) -> R:
         """What the body returned, once it and everything that it recorded is done.
 
-        Raises the body's own exception; failures of operations that nobody read (an ExceptionGroup when there are several);
-        `Aborted`, `ProgramTimeout`, `TransportError`. `timeout` (seconds) limits this wait alone, and raises `ProgramTimeout`
-        without ending the program. Ctrl-C cancels the program.
+        Raises the body's own exception; failures of operations that nobody read (an ExceptionGroup when there are
+        several); `Aborted`, `ProgramTimeout`, `TransportError`. `timeout` (seconds) limits this wait alone, and
+        raises `ProgramTimeout` without ending the program. Ctrl-C cancels the program.
         """
         self._wait(timeout)
         return self._outcome()
@@ -65,7 +67,8 @@ class Run(State, Generic[R]):
         return self._outcome()
 
     def cancel(self) -> None:
-        """Stop at once: its branches are freed in the engine, waiting reads raise `Aborted`, programs that it called end too."""
+        """Stop at once: its branches are freed in the engine, waiting reads raise `Aborted`, programs that it called
+        end too."""
         self._run.cancel(Aborted(f"the program {self._run.name!r} was cancelled"))
 
     @property
@@ -90,7 +93,8 @@ class Run(State, Generic[R]):
 
     @property
     def usage(self) -> Usage:
-        """Tokens, calls, steps, seconds; the backend's totals once the program has ended, sums over its finished calls before."""
+        """Tokens, calls, steps, seconds; the backend's totals once the program has ended, sums over its finished
+        calls before."""
         if self._run.ended is not None and self._run.ended.usage.calls:
             return self._run.ended.usage
         metas = [entry.meta for entry in list(self._run.entries.values()) if entry.meta is not None]
@@ -124,7 +128,8 @@ class Run(State, Generic[R]):
             self.cancel()
             raise
 
-    # --- reading -----------------------------------------------------------------------------------------------------------
+    # --- reading
+    # -----------------------------------------------------------------------------------------------------------
 
     def value(self, name: str) -> Value[Any]:
         """The handle of a variable; waits until the body has recorded it. Raises `UnknownVariable` if it never does."""
@@ -178,17 +183,19 @@ class Run(State, Generic[R]):
         if not self._run.outcome.done():
             await wait_async(self._run.outcome, None, "the result")
 
-    # --- streams -----------------------------------------------------------------------------------------------------------
+    # --- streams
+    # -----------------------------------------------------------------------------------------------------------
 
     def events(self) -> Iterator[Event]:
-        """All events of all branches, as they come, from the first on; every reader gets all of them. After the last one the
-        program's error is raised, if it has one that is not `cancel()`."""
+        """All events of all branches, as they come, from the first on; every reader gets all of them. After the last
+        one the program's error is raised, if it has one that is not `cancel()`."""
         index = 0
         while True:
             seen = self._run.bell.count
             yield from self._run.events[index : (index := len(self._run.events))]
             if self._run.outcome.done() and index == len(self._run.events):
-                return self._raise_at_end()
+                self._raise_at_end()
+                return
             refuse_blocking(self._run.loop, "the next event")
             with self._until_interrupted():
                 self._run.bell.wait(seen)
@@ -201,7 +208,8 @@ class Run(State, Generic[R]):
             for event in self._run.events[index : (index := len(self._run.events))]:
                 yield event
             if self._run.outcome.done() and index == len(self._run.events):
-                return self._raise_at_end()
+                self._raise_at_end()
+                return
             await self._run.bell.wait_async(seen)
 
     def _raise_at_end(self) -> None:
@@ -210,14 +218,14 @@ class Run(State, Generic[R]):
             raise error
 
     def text_iter(self, name: str | None = None) -> Iterator[str]:
-        """The text of variable `name`, or of the whole program, in pieces as it is generated: each character once. Several
-        readers each get everything. Raises what the operation, or the program, failed with."""
+        """The text of variable `name`, or of the whole program, in pieces as it is generated: each character once.
+        Several readers each get everything. Raises what the operation, or the program, failed with."""
         with self._until_interrupted():
             yield from follow(self._run, lambda: self._reader(name))
 
     async def text_async_iter(self, name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
-        """`text_iter` for event loops. With `return_meta_data`: pairs of text and meta info (SGLang's; without a finish reason
-        until the generation has finished)."""
+        """`text_iter` for event loops. With `return_meta_data`: pairs of text and meta info (SGLang's; without a
+        finish reason until the generation has finished)."""
         async for text in follow_async(self._run, lambda: self._reader(name)):
             yield (text, self._meta_so_far(name)) if return_meta_data else text
 
@@ -242,7 +250,8 @@ class Run(State, Generic[R]):
             raise ConstraintError(f"{name!r} is a list of {len(value.parts)} values: follow events() instead")
         return EntryReader(value.entry) if value.entry is not None and value.entry.kind != "put" else _OnceReader(value)
 
-    # --- the record --------------------------------------------------------------------------------------------------------
+    # --- the record
+    # --------------------------------------------------------------------------------------------------------
 
     def trace(self) -> Trace:
         """The run as rows and as a tree, as far as it has come."""
@@ -300,7 +309,8 @@ class Setting:
 
 
 def start(name: str, fn: Callable[[State], Any], is_async: bool, setting: Setting) -> Run[Any]:
-    """Begin to run `fn` on a new state and return its handle at once. Raises `TransportError` when the backend is gone."""
+    """Begin to run `fn` on a new state and return its handle at once. Raises `TransportError` when the backend is
+    gone."""
     seed = secrets.randbits(63) if setting.seed is None else setting.seed
     execution = Execution(name, Header(name=name, seed=seed), setting.backend, setting.budget)
     caller = _caller.get()
@@ -369,8 +379,3 @@ async def _drive_async(execution: Execution, state: State, fn: Callable[[State],
             raise
     else:
         execution.body_returned(value)
-
-
-def partial_text(run: Run[Any]) -> str:
-    """What is known of a run's text now, without waiting."""
-    return full_text(run._core)

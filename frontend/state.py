@@ -1,7 +1,7 @@
 """The state of a program, or of one branch of it: what a body touches.
 
-In: text, expressions, values. Out: recorded operations (at once, without waiting) and handles on their values. Only reading
-waits: `s["x"]`, `text()`, `messages()`, `sync()`, `error()`, `get_meta_info()`.
+In: text, expressions, values. Out: recorded operations (at once, without waiting) and handles on their values. Only
+reading waits: `s["x"]`, `text()`, `messages()`, `sync()`, `error()`, `get_meta_info()`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from ramet.frontend.core import Core
 from ramet.frontend.errors import ConstraintError, StateError, UnknownVariable
-from ramet.frontend.expressions import ROLES, Concat, Expr, GenExpr, Piece, RoleExpr, SelectExpr, check_piece
+from ramet.frontend.expressions import ROLES, Concat, GenExpr, Piece, RoleExpr, SelectExpr, check_piece
 from ramet.frontend.ir import SelectMethod
 from ramet.frontend.options import GenOptions, checked
 from ramet.frontend.roles import RoleScope, ScopeVariable
@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 
 class State:
-    """Records operations on one branch. Made by ramet: a program's body gets it as its first argument, forks make more."""
+    """Records operations on one branch. Made by ramet: a program's body gets it as its first argument, forks make
+    more."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -111,7 +112,8 @@ class State:
     @overload
     def reply(self, type: object, *, prefix: Piece = "", **options: Unpack[GenOptions]) -> Value[Any]: ...
     def reply(self, type: Any = str, *, prefix: Piece = "", tools: Sequence[Any] = (), **options: Any) -> Value[Any]:
-        """One whole assistant message: its begin, `prefix`, a generation of `type`, its end. Returns the generated value."""
+        """One whole assistant message: its begin, `prefix`, a generation of `type`, its end. Returns the generated
+        value."""
         where = user_line()
         if tools:
             raise ConstraintError(
@@ -173,29 +175,33 @@ class State:
         return self._role("tool", content, user_line())
 
     def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Value[Any]:
-        """`fn(*args, **kwargs)` as an operation: it runs on a worker thread (awaited when async) once the values among its
-        arguments are known. Reading the result raises `ToolError` when it failed; `s += result` appends `str(result)`."""
+        """`fn(*args, **kwargs)` as an operation: it runs on a worker thread (awaited when async) once the values
+        among its arguments are known. Reading the result raises `ToolError` when it failed; `s += result` appends
+        `str(result)`."""
         where = user_line()
         self._core.check(where)
         return call_value(self._core.execution, self._core.seq, fn, args, kwargs, where)
 
-    # --- branches ------------------------------------------------------------------------------------------------------
+    # --- branches
+    # ------------------------------------------------------------------------------------------------------
 
     def fork(self, n: int | Sequence[Any] = 1) -> Branches:
-        """`n` branches that go on from here and share everything so far; over a sequence, one per element (`branch.item`)."""
+        """`n` branches that go on from here and share everything so far; over a sequence, one per element
+        (`branch.item`)."""
         from ramet.frontend.branches import fork
 
         return fork(self, n, user_line())
 
     def adopt(self, branch: State) -> None:
-        """Go on from the end of `branch` (search, best-of-n). What this state recorded since the fork is left behind; a stream
-        that has shown it does not take it back."""
+        """Go on from the end of `branch` (search, best-of-n). What this state recorded since the fork is left behind;
+        a stream that has shown it does not take it back."""
         from ramet.frontend.branches import adopt
 
         adopt(self, branch, user_line())
 
     def copy(self) -> Copy:
-        """A branch of one, plain or as `with s.copy() as tmp: ...`; leaving the block brings its new variables back as they are."""
+        """A branch of one, plain or as `with s.copy() as tmp: ...`; leaving the block brings its new variables back
+        as they are."""
         where = user_line()
         self._core.check(where)
         return Copy(self._core.child_cores([None], where)[0], self._core)
@@ -209,7 +215,8 @@ class State:
         finally:
             scope.end()
 
-    # --- variables and reading -------------------------------------------------------------------------------------------
+    # --- variables and reading
+    # -------------------------------------------------------------------------------------------
 
     def value(self, name: str) -> Value[Any]:
         """The handle of a variable, without waiting. Raises `UnknownVariable`."""
@@ -250,7 +257,8 @@ class State:
         return chat_messages(self._core)
 
     def sync(self) -> None:
-        """Wait until everything recorded on this branch is done. Raises nothing: failures are raised where they are read."""
+        """Wait until everything recorded on this branch is done. Raises nothing: failures are raised where they are
+        read."""
         settle(self._core, raising=False)
 
     def error(self) -> BaseException | None:
@@ -258,8 +266,8 @@ class State:
         return settle(self._core, raising=False)
 
     def get_meta_info(self, name: str) -> Any:
-        """How the generation of `name` went, under SGLang's keys, plus "meta" (an `ir.Meta`); a list of such for a variable
-        gathered from branches. Waits for it."""
+        """How the generation of `name` went, under SGLang's keys, plus "meta" (an `ir.Meta`); a list of such for a
+        variable gathered from branches. Waits for it."""
         return meta_info(self.value(name))
 
     def __repr__(self) -> str:
@@ -287,5 +295,3 @@ def check_state(state: object, where: str) -> State:
     if not isinstance(state, State):
         raise StateError(f"expected a branch (a State), got {type(state).__name__}", where=where)
     return state
-
-

@@ -16,7 +16,8 @@ from ramet.frontend.waiting import refuse_blocking
 
 
 class Reader(Protocol):
-    """Takes what is new since its last call; says whether that was the end. Raises what a failed operation failed with."""
+    """Takes what is new since its last call; says whether that was the end. Raises what a failed operation failed
+    with."""
 
     def take(self) -> tuple[str, bool]:
         """(new text, finished)."""
@@ -36,7 +37,7 @@ class EntryReader:
             return "", True
         complete = entry.complete  # before the pieces: what is complete gets no further ones
         end = len(entry.pieces) if stop is None else stop
-        out = []
+        out: list[str] = []
         while self._next < end:
             piece = entry.pieces[self._next]
             if isinstance(piece, Entry):
@@ -84,7 +85,7 @@ class SpanReader:
         """See `Reader`."""
         over, end = self._over(), self._span.end
         timeline = self._seq().timeline()
-        out = []
+        out: list[str] = []
         while end is None or (self._index, 0) < (end.index, end.piece):
             if self._index >= len(timeline):
                 return "".join(out), over

@@ -1,14 +1,14 @@
 """Python types as constraints: which texts a value of the type has, and how a text becomes the value.
 
-In: the type of `gen(type)`. Out: a finite set of choices with their values (`Literal`, `Enum`, `bool`), or nothing for `str`.
-All other types need constrained decoding, which this version does not have: `ConstraintError`.
+In: the type of `gen(type)`. Out: a finite set of choices with their values (`Literal`, `Enum`, `bool`), or nothing
+for `str`. All other types need constrained decoding, which this version does not have: `ConstraintError`.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from ramet.frontend.errors import ConstraintError
 from ramet.frontend.ir import SELECT_METHODS, SelectMethod
@@ -36,10 +36,6 @@ def finite(type_: Any, where: str) -> dict[str, Any] | None:
         return _distinct([(_enum_text(member), member) for member in type_], type_, where)
     if isinstance(type_, str):
         raise ConstraintError(f"gen({type_!r}): the first argument is a type; write gen(name={type_!r})", where=where)
-    _refuse_type(type_, where)
-
-
-def _refuse_type(type_: Any, where: str) -> NoReturn:
     shown = type_.__name__ if isinstance(type_, type) and not get_args(type_) else repr(type_)
     raise ConstraintError(f"type={shown}: {MISSING}", where=where)
 
@@ -62,7 +58,8 @@ def converter(table: Mapping[str, Any]) -> Callable[[str], Any]:
 
 
 def check_choices(choices: Sequence[str] | None, where: str) -> tuple[str, ...]:
-    """The choices as a tuple. Raises `ConstraintError` when there are none, or when they are not distinct non-empty strings."""
+    """The choices as a tuple. Raises `ConstraintError` when there are none, or when they are not distinct non-empty
+    strings."""
     if isinstance(choices, str) or not isinstance(choices, Sequence):
         raise ConstraintError(f"choices={choices!r}: must be a list of strings", where=where)
     if not choices:

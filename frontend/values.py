@@ -1,14 +1,14 @@
 """Values: handles on what a program will have generated, chosen or computed.
 
-In: the future of an operation. Out: its value when it is read (`get`, `await`, an f-string), a reference to its tokens when
-it is appended to a state. Nothing else waits, and nothing waits by accident.
+In: the future of an operation. Out: its value when it is read (`get`, `await`, an f-string), a reference to its
+tokens when it is appended to a state. Nothing else waits, and nothing waits by accident.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Generic, NoReturn, TypeVar, cast, overload
+from typing import Any, Generic, NoReturn, TypeVar, overload
 
 from ramet.frontend.entries import Entry, Seq
 from ramet.frontend.errors import StateError
@@ -26,7 +26,8 @@ U = TypeVar("U")
 class Value(Expr, Generic[T]):
     """The value of an operation: `get()` or `await` reads it, `s += value` appends its exact tokens.
 
-    Testing, comparing, measuring or iterating an unread value raises TypeError: it would wait unseen, one branch after the other.
+    Testing, comparing, measuring or iterating an unread value raises TypeError: it would wait unseen, one branch
+    after the other.
     """
 
     __slots__ = ("_entry", "_execution", "_future", "_name", "_parts", "_seq", "_timeout", "_where", "span")
@@ -77,11 +78,12 @@ class Value(Expr, Generic[T]):
 
     @property
     def meta(self) -> Meta:
-        """How the operation went (tokens, logprobs, scores, finish reason); waits for it. Values that this process computed and
-        lists have none: `StateError`."""
+        """How the operation went (tokens, logprobs, scores, finish reason); waits for it. Values that this process
+        computed and lists have none: `StateError`."""
         if self._entry is None or self._entry.kind not in ("gen", "select"):
             raise StateError(
-                f"{self._what()} is no single generation or choice: it has no meta; read it of its parts", where=user_line()
+                f"{self._what()} is no single generation or choice: it has no meta; read it of its parts",
+                where=user_line(),
             )
         self.get()
         assert self._entry.meta is not None
@@ -136,7 +138,11 @@ class Value(Expr, Generic[T]):
         return self._future.result()
 
     def _what(self) -> str:
-        return f"the value of {self._name!r}" if self._name else f"the value recorded at {self._where or 'an unknown line'}"
+        return (
+            f"the value of {self._name!r}"
+            if self._name
+            else f"the value recorded at {self._where or 'an unknown line'}"
+        )
 
     def _unread(self, doing: str) -> NoReturn:
         raise TypeError(f"{user_line()}: {doing} {self._what()}: read it first with .get() or await")
@@ -228,7 +234,8 @@ def one_error(errors: Sequence[BaseException], message: str) -> BaseException:
 
 
 def gather(*values: Value[T]) -> list[T]:
-    """Wait for all values; their list, in order. Raises the error of the failed one, an ExceptionGroup when several failed."""
+    """Wait for all values; their list, in order. Raises the error of the failed one, an ExceptionGroup when several
+    failed."""
     _flush(values)
     for value in values:
         if not value.done:
@@ -264,4 +271,4 @@ def _collect(values: Sequence[Value[T]]) -> list[T]:
             errors.append(error)
     if errors:
         raise one_error(errors, f"{len(errors)} of {len(values)} values failed")
-    return cast(list[T], out)
+    return out

@@ -178,9 +178,7 @@ def _draw(x: torch.Tensor, r: int, draws: Draws, u: float) -> int:
     return int(torch.searchsorted(total, u * total[-1], right=True))
 
 
-def sample(
-    logits: torch.Tensor, draws: Draws, at: I32, targets: Targets, target_at: I32, masks: Masks
-) -> Drawn:
+def sample(logits: torch.Tensor, draws: Draws, at: I32, targets: Targets, target_at: I32, masks: Masks) -> Drawn:
     """See `Ops.sample`. The token is the first, in order of id, whose cumulated probability exceeds `uniforms(seed,
     position)`; at temperature 0 the most likely one, the lowest id of equals."""
     noise = uniforms(draws.seeds, draws.positions)

@@ -1,1 +1,115 @@
 """Many branches, one root: a DSL for multi-call LLM programs and the engine that runs them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ramet.frontend.backends.mock import Mock
+from ramet.frontend.batch import Batch
+from ramet.frontend.branches import Branches
+from ramet.frontend.errors import (
+    Aborted,
+    BudgetExceeded,
+    ConstraintError,
+    ContextOverflow,
+    EngineError,
+    GenerationError,
+    ModelError,
+    ParseError,
+    ProgramError,
+    ProgramTimeout,
+    RametError,
+    StateError,
+    ToolError,
+    TransportError,
+    TruncatedError,
+    UnknownVariable,
+)
+from ramet.frontend.expressions import (
+    assistant,
+    assistant_begin,
+    assistant_end,
+    gen,
+    gen_int,
+    gen_string,
+    greedy_token_selection,
+    image,
+    select,
+    separate_reasoning,
+    system,
+    system_begin,
+    system_end,
+    token_length_normalized,
+    unconditional_likelihood_normalized,
+    user,
+    user_begin,
+    user_end,
+)
+from ramet.frontend.host import flush_cache, get_server_info, set_default_backend, using
+from ramet.frontend.program import Program, function
+from ramet.frontend.run import Run
+from ramet.frontend.state import State
+from ramet.frontend.values import Value, agather, gather
+
+if TYPE_CHECKING:
+    from ramet.frontend.backends.engine import Engine
+
+__all__ = [
+    "Aborted",
+    "Batch",
+    "Branches",
+    "BudgetExceeded",
+    "ConstraintError",
+    "ContextOverflow",
+    "Engine",
+    "EngineError",
+    "GenerationError",
+    "Mock",
+    "ModelError",
+    "ParseError",
+    "Program",
+    "ProgramError",
+    "ProgramTimeout",
+    "RametError",
+    "Run",
+    "State",
+    "StateError",
+    "ToolError",
+    "TransportError",
+    "TruncatedError",
+    "UnknownVariable",
+    "Value",
+    "agather",
+    "assistant",
+    "assistant_begin",
+    "assistant_end",
+    "flush_cache",
+    "function",
+    "gather",
+    "gen",
+    "gen_int",
+    "gen_string",
+    "get_server_info",
+    "greedy_token_selection",
+    "image",
+    "select",
+    "separate_reasoning",
+    "set_default_backend",
+    "system",
+    "system_begin",
+    "system_end",
+    "token_length_normalized",
+    "unconditional_likelihood_normalized",
+    "user",
+    "user_begin",
+    "user_end",
+    "using",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Engine":  # it pulls torch and the runtime: imported when it is asked for
+        from ramet.frontend.backends.engine import Engine
+
+        return Engine
+    raise AttributeError(f"module 'ramet' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """The command line. In: arguments. Out: text on standard output, errors as one line on standard error, an exit status.
 
-Exit status: 0, 1 for an error that ramet raised on purpose, 2 for wrong usage, 130 after Ctrl-C. Commands import what they need
-when they run, so that `ramet --help` does not load torch.
+Exit status: 0, 1 for an error that ramet raised on purpose, 2 for wrong usage, 130 after Ctrl-C. Commands import what
+they need when they run, so that `ramet --help` does not load torch.
 """
 
 from __future__ import annotations

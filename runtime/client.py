@@ -45,6 +45,10 @@ class ClientSession:
 
     def end(self) -> None:
         """No more operations."""
+        with self._lock:
+            last = self._lowering.end()
+        if last:
+            self._client.send(m.OrderOps(self.id, tuple(last)))
         self._client.send(m.OrderEnd(self.id))
 
     def cancel(self) -> None:

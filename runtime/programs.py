@@ -280,6 +280,8 @@ class Programs:
     # -- failure and the end
 
     def _break(self, program: Program, op: str, kind: str, message: str) -> None:
+        if op in program.broken:  # several Appends may carry one op's id
+            return
         program.broken[op] = (kind, message)
         self.news.append(m.Failure(program.id, op, kind, message))
         self._notify(program, op)

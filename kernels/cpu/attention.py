@@ -67,7 +67,9 @@ def _products(left: torch.Tensor, cache: torch.Tensor, read: torch.Tensor, *, tr
     parts = []
     for begin in range(0, left.shape[0], step):
         some = left[begin : begin + step]
-        block = cache.index_select(0, read[begin * BLOCK : (begin + some.shape[0]) * BLOCK]).float().view(-1, BLOCK, dim)
+        block = (
+            cache.index_select(0, read[begin * BLOCK : (begin + some.shape[0]) * BLOCK]).float().view(-1, BLOCK, dim)
+        )
         parts.append(torch.bmm(some, block.transpose(1, 2) if transpose else block))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -93,9 +95,7 @@ def _round_sum(items: torch.Tensor, rounds: tuple[int, ...]) -> torch.Tensor:
     return total
 
 
-def _long(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tile: LongTile, layout: Layout
-) -> torch.Tensor:
+def _long(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tile: LongTile, layout: Layout) -> torch.Tensor:
     """Rows `[n, H D]` of a tile."""
     count, heads, dim = tile.last - tile.first, layout.kv_heads, layout.head_dim
     group = layout.heads // heads

@@ -20,12 +20,11 @@ from ramet.runtime.batch import F32, I32, Draws, Masks, Targets
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
+_BINS = 1024  # of logits, to find where a share of the mass ends
 _SPAN = 256  # tokens whose probabilities are summed first, so that the draw reads the vocabulary once
 
 
-def sample(
-    logits: torch.Tensor, draws: Draws, at: I32, targets: Targets, target_at: I32, masks: Masks
-) -> Drawn:
+def sample(logits: torch.Tensor, draws: Draws, at: I32, targets: Targets, target_at: I32, masks: Masks) -> Drawn:
     """See `Ops.sample`."""
     rows: F32 = logits.numpy()
     edits = _Edits(draws, masks)
@@ -98,7 +97,9 @@ class _Scores:
         if norm is None:
             x = self._rows[row]
             peak = x.max()
-            norm = float(peak) + math.log(float(np.exp(x - peak).sum(dtype=np.float64))) if np.isfinite(peak) else math.nan
+            norm = (
+                float(peak) + math.log(float(np.exp(x - peak).sum(dtype=np.float64))) if np.isfinite(peak) else math.nan
+            )
             self._norms[row] = norm
         found: F32 = (self._rows[row, tokens].astype(np.float64) - norm).astype(np.float32)
         return found
@@ -139,8 +140,7 @@ def inverse_cdf(weights: F32, u: float) -> int:
     span = int(np.searchsorted(spans, aim, side="right"))
     inside = weights[span * _SPAN : (span + 1) * _SPAN].cumsum(dtype=np.float64)
     found = int(np.searchsorted(inside, aim - (spans[span - 1] if span else 0.0), side="right"))
-    if found == len(inside):  # the two sums of the span round differently: its last token with a positive weight
-        found = int(np.flatnonzero(inside > (inside[-2] if len(inside) > 1 else 0.0))[0]) if inside[-1] > 0 else 0
+    if found == len(inside):  # the span's two sums round differently: its last token with a positive weight
         found = int(np.searchsorted(inside, inside[-1], side="left"))
     return span * _SPAN + found
 
@@ -151,23 +151,40 @@ def _weights(x: F32, peak: np.float32, temperature: float) -> F64:
 
 
 def kept(x: F32, peak: np.float32, temperature: float, top_k: int, top_p: float, min_p: float) -> I64:
-    """Ids, ascending, of the tokens that top_k, top_p and min_p leave."""
-    mass = None
+    """Ids, ascending, of the tokens that top_k, top_p and min_p leave; at least the first of the most likely."""
     if 0 < top_k < len(x):
         ids = top(x, top_k)
+        weights = _weights(x[ids], peak, temperature)
+        if top_p < 1:
+            stays = weights.cumsum() - weights < top_p * weights.sum()
+            stays[0] = True
+            ids, weights = ids[stays], weights[stays]
     else:
-        # exp(-span) * V < (1 - top_p) / 2: what lies below cannot belong to the share top_p of the mass
-        span = temperature * math.log(2 * len(x) / max(1 - top_p, 1e-12))
-        ids = np.flatnonzero(x >= float(peak) - span)
-        ids = ids[np.lexsort((ids, -x[ids]))]
-        mass = float(_weights(x, peak, temperature).sum())
-    weights = _weights(x[ids], peak, temperature)
-    if top_p < 1:
-        total = weights.cumsum()
-        before = np.concatenate((np.zeros(1), total[:-1]))
-        stays = before < top_p * (total[-1] if mass is None else mass)
-        ids, weights = ids[stays], weights[stays]
-    found: I64 = np.sort(ids[weights >= min_p * weights[0]])
+        ids = nucleus(x, peak, temperature, top_p)
+        weights = _weights(x[ids], peak, temperature)
+    found: I64 = np.sort(ids[weights >= min_p * weights.max()])
+    return found
+
+
+def nucleus(x: F32, peak: np.float32, temperature: float, top_p: float) -> I64:
+    """Ids of the smallest most likely set with the share `top_p` of the mass.
+
+    Tokens are put into bins by logit; bins above the one where the mass is reached belong to the set, bins below do not,
+    and only that bin is sorted.
+    """
+    # a token below the lowest bin is outside: all of these together weigh less than half of 1 - top_p
+    span = temperature * math.log(2 * len(x) / max(1 - top_p, 1e-12))
+    ids = np.flatnonzero(x >= float(peak) - span)
+    aim = top_p * float(_weights(x, peak, temperature).sum())
+    below = float(peak) - x[ids].astype(np.float64)
+    weights = np.exp(below / -temperature)
+    bins = np.minimum(below * (_BINS / span), _BINS - 1).astype(np.int64)
+    mass = np.bincount(bins, weights, _BINS).cumsum()
+    edge = int(np.searchsorted(mass, aim, side="left"))
+    inside = np.flatnonzero(bins == edge)
+    inside = inside[np.argsort(below[inside], kind="stable")]  # equals stay in order of id
+    before = weights[inside].cumsum() - weights[inside] + (mass[edge - 1] if edge else 0.0)
+    found: I64 = np.concatenate((ids[bins < edge], ids[inside[before < aim]]))
     return found
 
 
@@ -183,5 +200,5 @@ def top(x: F32, k: int) -> I64:
         ids = np.flatnonzero(x >= least)
     else:
         ids = np.arange(len(x))
-    found: I64 = ids[np.lexsort((ids, -x[ids]))][:k]
+    found: I64 = ids[np.argsort(-x[ids], kind="stable")][:k]
     return found

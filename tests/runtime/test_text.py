@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -16,11 +17,28 @@ from ramet.runtime.models import hub
 from ramet.runtime.text import Detokenizer, StopMatcher, Tokenizer, cut
 
 TRICKY = [
-    " ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\u2028", "a", "the", "The", "don't", "'re", "'RE", "'", "l", "1", "23", "4567",
-    "3.14", "x=1;", "def f(x):\n    return x", "{}[]();", "!!!", "...", "->", "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<tool>",
-    "<to", "ol>", "<0x41>", "▁", "é", "e\u0301", "\u0301", "ß", "Ünïcödé", "中文", "。", "，", "日本語", "\u3099", "한국어", "עברית", "العربية",
-    "😀", "👩‍👩‍👧", "🇩🇪", "\ufe0f", "\u200d", "\ufffd", "\x00", "\x1f", "\x85", "²", "Ⅷ", "½", "٣", "ǅ", "ʰ", "_", "#", "camelCase", "/",
-]  # fmt: skip
+    *[
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        "\u00a0",
+        "\u3000",
+        "\u2028",
+        "\x00",
+        "\x1f",
+        "\x85",
+        "\ufe0f",
+        "\u200d",
+        "\ufffd",
+    ],
+    *["a", "the", "The", "don't", "'re", "'RE", "'", "l", "camelCase", "_", "#", "/", "!!!", "...", "->", "{}[]();"],
+    *["1", "23", "4567", "3.14", "²", "Ⅷ", "½", "٣", "x=1;", "def f(x):\n    return x", "▁", "<0x41>"],
+    *["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<tool>", "<to", "ol>", "<|im_", "end|>"],
+    *["é", "e\u0301", "\u0301", "ß", "Ünïcödé", "ǅ", "ʰ", "中文", "。", "，", "日本語", "\u3099", "한국어"],
+    *["עברית", "العربية", "😀", "👩‍👩‍👧", "🇩🇪"],
+]
 texts = st.lists(st.one_of(st.sampled_from(TRICKY), st.text(max_size=4)), max_size=8).map("".join)
 CORPUS = (
     "The quick brown fox doesn't jump over the lazy dog, they've said; 12 345 times!\n\n  def f(x):\n\treturn x + 1\n"
@@ -86,7 +104,7 @@ def pieces_metadata():
         for i in range(len(word)):
             for j in range(i + 2, min(i + 6, len(word)) + 1):
                 counts[word[i:j]] = counts.get(word[i:j], 0) + j - i
-    best = sorted(counts, key=lambda w: (-counts[w], w))[:300] + ["▁▁", "▁▁▁▁"]
+    best = [*sorted(counts, key=lambda w: (-counts[w], w))[:300], "▁▁", "▁▁▁▁"]
     single = sorted({c for c in CORPUS.replace(" ", "▁") if c != "\n"})
     coded = [f"<0x{b:02X}>" for b in range(256)]
     tokens = ["<unk>", "<s>", "</s>", *coded, *best, *single]
@@ -113,7 +131,7 @@ def sentencepiece(metadata, text):
     plain = {t for t, kind in zip(ids, metadata["tokenizer.ggml.token_type"], strict=True) if kind == 1}
     parts = list(text.replace(" ", "▁"))
     while True:
-        pairs = [(scores[a + b], -i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in plain]
+        pairs = [(scores[a + b], -i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in plain]
         if not pairs:
             break
         i = -max(pairs)[1]

@@ -51,11 +51,13 @@ class _Failed(Exception):
 
 
 class Oracle:
-    """Outcomes of one program whose sequences may have up to `longest` tokens (the context, or the pool if smaller)."""
+    """Outcomes of one program, for sequences of up to `context` tokens and a pool of `capacity` slots (0: enough)."""
 
-    def __init__(self, law: Law, longest: int) -> None:
+    def __init__(self, law: Law, context: int, capacity: int = 0) -> None:
         self.law = law
-        self.longest = longest
+        self.context = context
+        self.capacity = capacity or 1 << 30
+        self.longest = min(context, self.capacity)
         self.outcomes: dict[str, Outcome] = {}
         self.branches: dict[str, _Branch] = {}
         self._values: dict[str, tuple[int, ...]] = {}
@@ -223,7 +225,9 @@ class Oracle:
         prompt = len(branch.tokens)
         if not prompt:
             raise _Failed("generation")
-        if prompt + max(map(len, op.choices)) > self.longest:
+        inner = len({choice[:i] for choice in op.choices for i in range(1, len(choice))})
+        slots = prompt + inner + (inner + len(op.context) if op.context else 0)
+        if prompt + max(map(len, op.choices)) > self.context or slots > self.capacity:
             raise _Failed("context")
         rows = [self._logprobs(branch.tokens, choice) for choice in op.choices]
         bare = [self._logprobs(op.context, choice) for choice in op.choices] if op.context else []

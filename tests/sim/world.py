@@ -147,7 +147,7 @@ class World:
     def _arrive(self) -> None:
         name = f"p{self.finished + len(self.clients)}-{self.steps}"
         ops = program(self.rng, self.scene.shape)
-        expected = Oracle(self.law, min(self.scene.context, self.scene.capacity)).run(ops)
+        expected = Oracle(self.law, self.scene.context, self.scene.capacity).run(ops)
         self.clients[name] = Client(name, ops, expected, deque(ops))
         space = f"ns{self.rng.randrange(self.scene.namespaces)}"
         self.inbox.append(m.OrderOpen(name, space, self.rng.randrange(2)))

@@ -1,0 +1,158 @@
+"""A run as a tree: what was recorded, where, and how it went.
+
+In: the record of a run, at any time. Out: rows (plain JSON data), a plain text tree, a self-contained HTML page.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ramet.frontend.entries import Entry, Seq
+from ramet.frontend.execution import Execution
+from ramet.frontend.ir import Fork, Join, Role, Select
+
+SHOWN = 60  # characters of a text in the tree
+STYLE = """
+body{font:14px/1.5 system-ui,sans-serif;margin:2rem;color:#222}ul{list-style:none;border-left:1px solid
+#bbb;padding-left:1rem}
+.text,.role,.join{color:#555;white-space:pre-wrap}.gen,.select{background:#e8f3e8;white-space:pre-wrap}.failed{background:#f9dcdc} .running,.recorded{background:#fdf6d8}small{color:#777
+.text,.role,.join{color:#555;white-space:pre-wrap}.gen,.select{background:#e8f3e8;white-space:pre-wrap}.failed{background:#f9dcdc} .running,.recorded{background:#fdf6d8}small{color:#777}
+"""
+
+
+class Trace:
+    """A view of a run; reading it never waits."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._run = execution
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per operation, in the order of recording within each sequence: op, seq, kind, var, status, text,
+        where, and for generations and choices the token counts, seconds and steps of their meta."""
+        return [_row(entry) for seq in self._sequences(self._run.root) for entry in _shown(seq)]
+
+    def json(self) -> str:
+        """The rows as JSON Lines."""
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows())
+
+    def tree(self) -> str:
+        """A plain text tree of branches and operations."""
+        return "\n".join([self._title(), *self._lines(self._run.root, "")])
+
+    def html(self) -> str:
+        """A self-contained page; every text is escaped."""
+        title = html.escape(self._title())
+        head = f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style></head>"
+        return f"{head}<body><h1>{title}</h1>{self._list(self._run.root)}</body></html>\n"
+
+    def _title(self) -> str:
+        run = self._run
+        outcome = run.outcome
+        state = "running" if not outcome.done() else "failed" if outcome.exception() is not None else "done"
+        metas = [entry.meta for entry in list(run.entries.values()) if entry.meta is not None]
+        tokens = sum(meta.completion_tokens for meta in metas)
+        return f"{run.name}: {state}, {len(metas)} calls, {tokens} generated tokens"
+
+    def _sequences(self, seq: Seq) -> Iterator[Seq]:
+        yield seq
+        for entry in list(seq.entries):
+            for child in self._children(entry):
+                yield from self._sequences(child)
+
+    def _children(self, entry: Entry) -> list[Seq]:
+        return [self._run.seqs[path] for path in entry.op.into] if isinstance(entry.op, Fork) else []
+
+    def _lines(self, seq: Seq, indent: str) -> Iterator[str]:
+        entries = _shown(seq)
+        for index, entry in enumerate(entries):
+            last = index == len(entries) - 1
+            yield f"{indent}{'└─ ' if last else '├─ '}{_line(entry)}"
+            deeper = indent + ("   " if last else "│  ")
+            children = self._children(entry)
+            for number, child in enumerate(children):
+                final = number == len(children) - 1
+                yield f"{deeper}{'└─ ' if final else '├─ '}{_branch(child)}"
+                yield from self._lines(child, deeper + ("   " if final else "│  "))
+
+    def _list(self, seq: Seq) -> str:
+        out = []
+        for entry in _shown(seq):
+            row = _row(entry)
+            label = html.escape(f"{row['op']} {_label(entry)} {row['where']} {_cost(entry)}".strip())
+            text = html.escape(row["error"] or row["text"])
+            out.append(f"<li><small>{label}</small> <span class='{row['kind']} {row['status']}'>{text}</span>")
+            for child in self._children(entry):
+                out.append(f"<ul><li>{html.escape(_branch(child))}{self._list(child)}</li></ul>")
+            out.append("</li>")
+        return f"<ul>{''.join(out)}</ul>"
+
+
+def _shown(seq: Seq) -> list[Entry]:
+    return [entry for entry in list(seq.entries) if entry.kind != "close"]
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "op": entry.id,
+        "seq": entry.seq.path,
+        "kind": entry.kind,
+        "var": entry.var,
+        "status": entry.status,
+        "text": entry.value_text() if entry.kind == "put" else entry.known_text(),
+        "where": entry.where,
+        "error": str(entry.error) if entry.error is not None else "",
+    }
+    if entry.meta is not None:
+        meta = entry.meta
+        row |= {
+            "finish_reason": meta.finish_reason,
+            "prompt_tokens": meta.prompt_tokens,
+            "cached_tokens": meta.cached_tokens,
+            "completion_tokens": meta.completion_tokens,
+            "first_step": meta.first_step,
+            "last_step": meta.last_step,
+            "seconds": meta.seconds,
+        }
+    return row
+
+
+def _label(entry: Entry) -> str:
+    op = entry.op
+    if isinstance(op, Role):
+        return f"{op.role} {op.edge}"
+    if isinstance(op, Fork):
+        return f"fork into {len(op.into)}"
+    if isinstance(op, Join):
+        return f"join of {len(op.branches)}"
+    if isinstance(op, Select):
+        return f"select {entry.var} of {len(op.choices)}".replace("  ", " ")
+    return f"{'call' if entry.kind == 'put' else entry.kind} {entry.var}".strip()
+
+
+def _cost(entry: Entry) -> str:
+    if entry.meta is None:
+        return ""
+    return f"[{entry.meta.completion_tokens} tokens, {entry.meta.finish_reason}]"
+
+
+def _line(entry: Entry) -> str:
+    if entry.kind in ("role", "fork"):
+        return _label(entry) + (" failed" if entry.status == "failed" else "")
+    if entry.error is not None:
+        return f"{_label(entry)} failed: {_short(str(entry.error))}"
+    text = entry.value_text() if entry.kind == "put" else entry.known_text()
+    state = f" {entry.status}" if entry.status in ("recorded", "running") and entry.kind != "text" else ""
+    cost = f" {_cost(entry)}" if entry.meta is not None else ""
+    return f"{_label(entry)}{state} {_short(text)!r}{cost}"
+
+
+def _branch(seq: Seq) -> str:
+    item = "" if seq.item is None else f" {_short(str(seq.item))}"
+    return f"branch {seq.path.rsplit('.', 1)[-1]}{item}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

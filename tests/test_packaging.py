@@ -1,0 +1,79 @@
+"""The package list of pyproject.toml against the folders, and the built wheel against both."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAPPED = ("ramet", "frontend", "runtime", "kernels", "examples")
+
+
+def setuptools_table() -> dict[str, object]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)["tool"]["setuptools"]
+
+
+def package_folders() -> dict[str, str]:
+    """Package name → folder, of every folder of the mapped ones that has an __init__.py."""
+    found = {}
+    for top in MAPPED:
+        for init in (ROOT / top).rglob("__init__.py"):
+            folder = init.parent.relative_to(ROOT)
+            name = ".".join(folder.parts) if top == "ramet" else ".".join(("ramet", *folder.parts))
+            found[name] = folder.as_posix()
+    return found
+
+
+def test_packages_equal_the_folders():
+    table = setuptools_table()
+    assert sorted(table["packages"]) == sorted(package_folders())
+    assert table["package-dir"] == package_folders()
+
+
+def test_every_module_lies_in_a_package():
+    """A folder without __init__.py would be left out of the wheel without a word."""
+    folders = set(package_folders().values())
+    modules = [path for top in MAPPED for path in (ROOT / top).rglob("*.py")]
+    assert [m for m in modules if m.parent.relative_to(ROOT).as_posix() not in folders] == []
+
+
+def test_the_umbrella_holds_nothing_else():
+    names = {path.name for path in (ROOT / "ramet").iterdir() if path.name != "__pycache__"}
+    assert names == {"__init__.py", "__main__.py", "py.typed"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> list[str]:
+    """The names in a wheel built from a copy of the sources, with a stray test and a link tree beside them."""
+    copy = tmp_path_factory.mktemp("source") / "with space"
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in (*MAPPED, "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    out = copy.parent / "dist"
+    command = [sys.executable, "-P", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [built] = out.glob("ramet-*.whl")
+    with zipfile.ZipFile(built) as archive:
+        return archive.namelist()
+
+
+def test_wheel_holds_every_module_and_the_typing_marker(wheel):
+    expected = {"ramet/py.typed"}
+    for name, folder in package_folders().items():
+        expected |= {f"{name.replace('.', '/')}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+    assert {name for name in wheel if ".dist-info/" not in name} == expected
+
+
+def test_wheel_holds_its_licence_and_no_tests(wheel):
+    assert any(name.endswith("licenses/LICENSE") for name in wheel)
+    assert [name for name in wheel if "test" in name.lower()] == []
