@@ -15,7 +15,7 @@ from ramet.frontend.expressions import Piece, check_piece
 from ramet.frontend.ir import Join
 from ramet.frontend.state import State, check_state
 from ramet.frontend.values import Value, listed, one_error
-from ramet.frontend.waiting import refuse_blocking, wait, wait_async
+from ramet.frontend.waiting import wait, wait_async
 from ramet.frontend.where import user_line
 
 JoinMode = Literal["gather_variable", "concat", "concate_and_append"]
@@ -80,8 +80,8 @@ class Branches(Sequence[State]):
         """
         values = self._values(name)
         for value in values:
+            value._refuse_blocking()
             if not value.done:
-                refuse_blocking(value._execution.loop, f"the value of {name!r}")
                 wait(value.future, value._timeout, f"the value of {name!r}")
         return self._collect(name, values, on_error)
 
@@ -103,7 +103,7 @@ class Branches(Sequence[State]):
         errors: list[BaseException] = []
         for value in values:
             try:
-                out.append(value.get())
+                out.append(value._read())
             except Exception as error:  # noqa: BLE001 - collected: returned or raised below
                 errors.append(error)
                 out.append(error)

@@ -125,7 +125,7 @@ class Seq:
         mark = self.mark
         while seq is not None:
             chain.append(seq.entries[:mark])
-            seq, mark = seq.parent, seq.mark
+            mark, seq = seq.mark, seq.parent
         return [entry for entries in reversed(chain) for entry in entries]
 
     def earlier_failure(self) -> Entry | None:
@@ -137,7 +137,7 @@ class Seq:
         while seq is not None:
             if seq.failed is not None and seq.failed_at < mark:
                 return seq.failed
-            seq, mark = seq.parent, seq.mark
+            mark, seq = seq.mark, seq.parent
         return None
 
     def tail_before(self, entry: Entry) -> str:
@@ -156,7 +156,7 @@ class Seq:
         mark = self.mark
         while seq is not None:
             yield from reversed(seq.entries[:mark])
-            seq, mark = seq.parent, seq.mark
+            mark, seq = seq.mark, seq.parent
 
 
 def merged(pieces: list[str | Entry]) -> list[str | Entry]:
@@ -165,6 +165,6 @@ def merged(pieces: list[str | Entry]) -> list[str | Entry]:
     for piece in pieces:
         if isinstance(piece, str) and out and isinstance(out[-1], str):
             out[-1] += piece
-        elif piece != "":
+        elif piece:
             out.append(piece)
     return out

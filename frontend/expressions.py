@@ -238,7 +238,7 @@ def image(expr: object) -> NoReturn:
 def separate_reasoning(expr: Piece | None = None, model_type: str | None = None) -> NoReturn:
     """SGLang's split of reasoning and answer; not built into this version: `ConstraintError`."""
     raise ConstraintError(
-        "separate_reasoning: reasoning parsers are not built into this version; generate the reasoning up to its end marker "
-        "with stop=..., then the answer with a second gen",
+        "separate_reasoning: reasoning parsers are not built into this version; generate the reasoning up to its end "
+        "marker with stop=..., then the answer with a second gen",
         where=user_line(),
     )

@@ -64,7 +64,12 @@ class Host:
         loop = self.loop()
         handles: list[asyncio.TimerHandle] = []
         loop.call_soon_threadsafe(lambda: handles.append(loop.call_later(seconds, fn)))
-        return lambda: _post(loop, lambda: [handle.cancel() for handle in handles])
+
+        def call_off() -> None:
+            for handle in handles:
+                handle.cancel()
+
+        return lambda: _post(loop, call_off)
 
 
 HOST = Host()

@@ -63,7 +63,7 @@ def call_host(
         failed = next((need.exception() for need in needs if need.exception() is not None), None)
         if failed is not None:
             future.set_exception(failed)
-        elif execution.cause is not None:
+        elif execution.record.cause is not None:
             future.set_exception(Aborted("the program was cut short before this call", where=where, branch=seq.path))
         elif _is_async(fn):
             loop = execution.loop if execution.loop is not None and not execution.loop.is_closed() else HOST.loop()

@@ -44,7 +44,7 @@ class Program(Generic[P, R]):
         functools.update_wrapper(self, fn)
         self.__signature__ = self._signature
 
-    # --- running -----------------------------------------------------------------------------------------------------
+    # --- running ---
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
         """Start the program with these arguments; does not wait."""
@@ -158,8 +158,7 @@ class Program(Generic[P, R]):
             ) from None
         return args, kwargs
 
-    # --- variants
-    # ------------------------------------------------------------------------------------------------------
+    # --- variants ---
 
     def using(
         self,
@@ -297,8 +296,8 @@ def function(
     where = user_line()
     if num_api_spec_tokens is not None:
         raise ConstraintError(
-            f"num_api_spec_tokens={num_api_spec_tokens!r}: speculation over a remote API is not built into this version; leave "
-            "it out: ramet's engine needs no round trip between the calls of a program",
+            f"num_api_spec_tokens={num_api_spec_tokens!r}: speculation over a remote API is not built in; leave it "
+            "out: ramet's engine needs no round trip between the calls of a program",
             where=where,
         )
     options = _run_options(sampling, where)

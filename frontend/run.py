@@ -47,8 +47,7 @@ class Run(State, Generic[R]):
     def _append(self, piece: Any, where: str) -> None:
         raise StateError("a Run is for reading; operations are recorded by the body on its own state", where=where)
 
-    # --- the result
-    # ------------------------------------------------------------------------------------------------------
+    # --- the result ---
 
     def result(self, timeout: float | None = None) -> R:
         """What the body returned, once it and everything that it recorded is done.
@@ -95,9 +94,9 @@ class Run(State, Generic[R]):
     def usage(self) -> Usage:
         """Tokens, calls, steps, seconds; the backend's totals once the program has ended, sums over its finished
         calls before."""
-        if self._run.ended is not None and self._run.ended.usage.calls:
-            return self._run.ended.usage
-        metas = [entry.meta for entry in list(self._run.entries.values()) if entry.meta is not None]
+        if self._run.record.ended is not None and self._run.record.ended.usage.calls:
+            return self._run.record.ended.usage
+        metas = [entry.meta for entry in list(self._run.record.entries.values()) if entry.meta is not None]
         return Usage(
             calls=len(metas),
             prompt_tokens=sum(meta.prompt_tokens for meta in metas),
@@ -128,8 +127,7 @@ class Run(State, Generic[R]):
             self.cancel()
             raise
 
-    # --- reading
-    # -----------------------------------------------------------------------------------------------------------
+    # --- reading ---
 
     def value(self, name: str) -> Value[Any]:
         """The handle of a variable; waits until the body has recorded it. Raises `UnknownVariable` if it never does."""
@@ -183,8 +181,7 @@ class Run(State, Generic[R]):
         if not self._run.outcome.done():
             await wait_async(self._run.outcome, None, "the result")
 
-    # --- streams
-    # -----------------------------------------------------------------------------------------------------------
+    # --- streams ---
 
     def events(self) -> Iterator[Event]:
         """All events of all branches, as they come, from the first on; every reader gets all of them. After the last
@@ -192,8 +189,8 @@ class Run(State, Generic[R]):
         index = 0
         while True:
             seen = self._run.bell.count
-            yield from self._run.events[index : (index := len(self._run.events))]
-            if self._run.outcome.done() and index == len(self._run.events):
+            yield from self._run.record.events[index : (index := len(self._run.record.events))]
+            if self._run.outcome.done() and index == len(self._run.record.events):
                 self._raise_at_end()
                 return
             refuse_blocking(self._run.loop, "the next event")
@@ -205,9 +202,9 @@ class Run(State, Generic[R]):
         index = 0
         while True:
             seen = self._run.bell.count
-            for event in self._run.events[index : (index := len(self._run.events))]:
+            for event in self._run.record.events[index : (index := len(self._run.record.events))]:
                 yield event
-            if self._run.outcome.done() and index == len(self._run.events):
+            if self._run.outcome.done() and index == len(self._run.record.events):
                 self._raise_at_end()
                 return
             await self._run.bell.wait_async(seen)
@@ -250,8 +247,7 @@ class Run(State, Generic[R]):
             raise ConstraintError(f"{name!r} is a list of {len(value.parts)} values: follow events() instead")
         return EntryReader(value.entry) if value.entry is not None and value.entry.kind != "put" else _OnceReader(value)
 
-    # --- the record
-    # --------------------------------------------------------------------------------------------------------
+    # --- the record ---
 
     def trace(self) -> Trace:
         """The run as rows and as a tree, as far as it has come."""
@@ -320,7 +316,7 @@ def start(name: str, fn: Callable[[State], Any], is_async: bool, setting: Settin
         late = ProgramTimeout(f"the program {name!r} took longer than {setting.timeout} s")
         call_off = HOST.later(setting.timeout, lambda: execution.cancel(late))
         execution.outcome.add_done_callback(lambda _: call_off())
-    core = Core(execution, execution.root, setting.sampling)
+    core = Core(execution, execution.record.root, setting.sampling)
     context = contextvars.copy_context()
     context.run(enter_backend, setting.backend)
     context.run(_caller.set, execution)
@@ -356,7 +352,7 @@ def _start_task(
     def begin() -> None:
         task = loop.create_task(_drive_async(execution, state, fn), name=f"ramet-{execution.name}", context=context)
         execution.on_cancel = lambda: _cancel_task(task)
-        if execution.cause is not None:  # cancelled before it began
+        if execution.record.cause is not None:  # cancelled before it began
             task.cancel()
 
     def _cancel_task(task: Any) -> None:

@@ -40,7 +40,7 @@ class State:
         """The element of the sequence that this branch was forked for (its index, for `fork(n)`)."""
         return self._core.seq.item
 
-    # --- recording ---------------------------------------------------------------------------------------------------
+    # --- recording ---
 
     def __iadd__(self, other: Piece) -> Self:
         check_piece(other)
@@ -51,7 +51,8 @@ class State:
         core = self._core
         core.check(where)
         if isinstance(piece, str):
-            core.execution.add_text(core.seq, piece, where)
+            if piece:
+                core.execution.add_text(core.seq, piece, where)
         elif isinstance(piece, Concat):
             for part in piece.parts:
                 self._append(part, where)
@@ -117,8 +118,8 @@ class State:
         where = user_line()
         if tools:
             raise ConstraintError(
-                "tools=...: tool-call parsing is not built into this version; describe the tools in the system message, "
-                "let the model choose with select, and run them with call()",
+                "tools=...: tool calls are not built into this version; describe the tools in the system message, let "
+                "the model choose with select, and run them with call()",
                 where=where,
             )
         check_piece(prefix)
@@ -182,8 +183,7 @@ class State:
         self._core.check(where)
         return call_value(self._core.execution, self._core.seq, fn, args, kwargs, where)
 
-    # --- branches
-    # ------------------------------------------------------------------------------------------------------
+    # --- branches ---
 
     def fork(self, n: int | Sequence[Any] = 1) -> Branches:
         """`n` branches that go on from here and share everything so far; over a sequence, one per element
@@ -215,8 +215,7 @@ class State:
         finally:
             scope.end()
 
-    # --- variables and reading
-    # -------------------------------------------------------------------------------------------
+    # --- variables and reading ---
 
     def value(self, name: str) -> Value[Any]:
         """The handle of a variable, without waiting. Raises `UnknownVariable`."""

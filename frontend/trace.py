@@ -15,12 +15,12 @@ from ramet.frontend.execution import Execution
 from ramet.frontend.ir import Fork, Join, Role, Select
 
 SHOWN = 60  # characters of a text in the tree
-STYLE = """
-body{font:14px/1.5 system-ui,sans-serif;margin:2rem;color:#222}ul{list-style:none;border-left:1px solid
-#bbb;padding-left:1rem}
-.text,.role,.join{color:#555;white-space:pre-wrap}.gen,.select{background:#e8f3e8;white-space:pre-wrap}.failed{background:#f9dcdc} .running,.recorded{background:#fdf6d8}small{color:#777
-.text,.role,.join{color:#555;white-space:pre-wrap}.gen,.select{background:#e8f3e8;white-space:pre-wrap}.failed{background:#f9dcdc} .running,.recorded{background:#fdf6d8}small{color:#777}
-"""
+STYLE = (
+    "body{font:14px/1.5 system-ui,sans-serif;margin:2rem;color:#222}"
+    "ul{list-style:none;border-left:1px solid #bbb;padding-left:1rem}"
+    "span{white-space:pre-wrap}.text,.role,.join{color:#555}.gen,.select{background:#e8f3e8}"
+    ".running,.recorded{background:#fdf6d8}.failed{background:#f9dcdc}small{color:#777}"
+)
 
 
 class Trace:
@@ -32,7 +32,7 @@ class Trace:
     def rows(self) -> list[dict[str, Any]]:
         """One row per operation, in the order of recording within each sequence: op, seq, kind, var, status, text,
         where, and for generations and choices the token counts, seconds and steps of their meta."""
-        return [_row(entry) for seq in self._sequences(self._run.root) for entry in _shown(seq)]
+        return [_row(entry) for seq in self._sequences(self._run.record.root) for entry in _shown(seq)]
 
     def json(self) -> str:
         """The rows as JSON Lines."""
@@ -40,19 +40,19 @@ class Trace:
 
     def tree(self) -> str:
         """A plain text tree of branches and operations."""
-        return "\n".join([self._title(), *self._lines(self._run.root, "")])
+        return "\n".join([self._title(), *self._lines(self._run.record.root, "")])
 
     def html(self) -> str:
         """A self-contained page; every text is escaped."""
         title = html.escape(self._title())
         head = f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style></head>"
-        return f"{head}<body><h1>{title}</h1>{self._list(self._run.root)}</body></html>\n"
+        return f"{head}<body><h1>{title}</h1>{self._list(self._run.record.root)}</body></html>\n"
 
     def _title(self) -> str:
         run = self._run
         outcome = run.outcome
         state = "running" if not outcome.done() else "failed" if outcome.exception() is not None else "done"
-        metas = [entry.meta for entry in list(run.entries.values()) if entry.meta is not None]
+        metas = [entry.meta for entry in list(run.record.entries.values()) if entry.meta is not None]
         tokens = sum(meta.completion_tokens for meta in metas)
         return f"{run.name}: {state}, {len(metas)} calls, {tokens} generated tokens"
 
@@ -63,7 +63,7 @@ class Trace:
                 yield from self._sequences(child)
 
     def _children(self, entry: Entry) -> list[Seq]:
-        return [self._run.seqs[path] for path in entry.op.into] if isinstance(entry.op, Fork) else []
+        return [self._run.record.seqs[path] for path in entry.op.into] if isinstance(entry.op, Fork) else []
 
     def _lines(self, seq: Seq, indent: str) -> Iterator[str]:
         entries = _shown(seq)

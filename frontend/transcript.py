@@ -21,8 +21,9 @@ def _pending(core: Core) -> list[Future[str]]:
 def settle(core: Core, raising: bool = True) -> BaseException | None:
     """Wait in this thread until every operation of the branch is done. The first failure is raised, or returned."""
     core.execution.outbox.flush()
-    for future in _pending(core):
+    if not core.execution.outcome.done():
         refuse_blocking(core.execution.loop, "the text")
+    for future in _pending(core):
         wait(future, None, "the text")
     return _first_failure(core, raising)
 
@@ -40,7 +41,7 @@ def _first_failure(core: Core, raising: bool) -> BaseException | None:
         for future in entry.waits_for():
             error = future.exception()
             if error is not None:
-                core.execution.saw(error)
+                core.execution.record.saw(error)
                 if raising:
                     raise error
                 return error

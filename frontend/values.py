@@ -30,7 +30,7 @@ class Value(Expr, Generic[T]):
     after the other.
     """
 
-    __slots__ = ("_entry", "_execution", "_future", "_name", "_parts", "_seq", "_timeout", "_where", "span")
+    __slots__ = ("_entry", "_execution", "_future", "_known", "_name", "_parts", "_seq", "_timeout", "_where", "span")
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Value(Expr, Generic[T]):
         self._where = where
         self._timeout = timeout
         self._parts = tuple(parts)
+        self._known = False  # somebody has read it: reading it again is no wait in disguise
         self.span: object = None  # of a var_scope: what a stream follows
 
     @property
@@ -64,9 +65,9 @@ class Value(Expr, Generic[T]):
 
         Raises what the operation failed with, or `ProgramTimeout`. Inside an async body: `StateError`, use `await`.
         """
+        self._refuse_blocking()
         if not self._future.done():
             self._execution.outbox.flush()
-            refuse_blocking(self._execution.loop, self._what())
             wait(self._future, self._timeout if timeout is None else timeout, self._what())
         return self._read()
 
@@ -130,10 +131,16 @@ class Value(Expr, Generic[T]):
             self._entry = entry
         return entry
 
+    def _refuse_blocking(self) -> None:
+        """In an async body, a first read without `await` is an error, also of a value that happens to be there."""
+        if not self._known and not self._execution.outcome.done():
+            refuse_blocking(self._execution.loop, self._what())
+
     def _read(self) -> T:
+        self._known = True
         error = self._future.exception()
         if error is not None:
-            self._execution.saw(error)
+            self._execution.record.saw(error)
             raise error
         return self._future.result()
 
@@ -166,6 +173,9 @@ class Value(Expr, Generic[T]):
     def __iter__(self) -> Iterator[Any]:
         self._unread("cannot iterate over")
 
+    def __contains__(self, item: object) -> bool:
+        self._unread("cannot search")
+
     def __eq__(self, other: object) -> bool:
         self._unread("cannot compare")
 
@@ -176,7 +186,9 @@ def constant(execution: Execution, seq: Seq, value: T, name: str, where: str) ->
     """A value that is known already."""
     future: Future[T] = Future()
     future.set_result(value)
-    return Value(execution, seq, future, name=name, where=where)
+    known = Value(execution, seq, future, name=name, where=where)
+    known._known = True
+    return known
 
 
 def listed(execution: Execution, seq: Seq, parts: Sequence[Value[Any]], name: str, where: str) -> Value[list[Any]]:
@@ -201,7 +213,8 @@ class _ListValue(Value[list[Any]]):
 
     def _read(self) -> list[Any]:
         for part in self._parts:
-            part._execution.saw(part.future.exception())
+            part._known = True
+            part._execution.record.saw(part.future.exception())
         return super()._read()
 
 
@@ -238,8 +251,8 @@ def gather(*values: Value[T]) -> list[T]:
     failed."""
     _flush(values)
     for value in values:
+        value._refuse_blocking()
         if not value.done:
-            refuse_blocking(value._execution.loop, value._what())
             wait(value.future, value._timeout, value._what())
     return _collect(values)
 

@@ -31,7 +31,9 @@ def refuse_blocking(body_loop: asyncio.AbstractEventLoop | None, what: str) -> N
     """Raise `StateError` where waiting would block the event loop that has to make the value."""
     loop = running_loop()
     if loop is not None and (inside_async_body.get() or loop is body_loop):
-        raise StateError(f"{what} is not there yet and this is the event loop's thread: use `await`", where=user_line())
+        raise StateError(
+            f"{what} is read in the event loop's thread, which would block it: use `await`", where=user_line()
+        )
 
 
 def wait(future: Future[T], timeout: float | None, what: str) -> None:

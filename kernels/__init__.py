@@ -1,4 +1,5 @@
-"""Device operations. In: the name of a device. Out: the module that implements `Ops` there; picked here and nowhere else."""
+"""Device operations. In: the name of a device. Out: the module that implements `Ops` there; picked here and nowhere
+else."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from ramet.kernels.ops import Ops
 
 
 def ops(device: str | torch.device) -> Ops:
-    """The implementation for `device`: torch operations that are fast and batch-invariant on "cpu", the plain reference on
-    "cuda". Raises `ModelError` for another device."""
+    """The implementation for `device`: torch operations that are fast and batch-invariant on "cpu", the plain
+    reference on "cuda". Raises `ModelError` for another device."""
     kind = torch.device(device).type
     if kind == "cpu":
         from ramet.kernels import cpu

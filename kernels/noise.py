@@ -1,5 +1,5 @@
-"""Sampling noise without state. In: a seed and a token's position. Out: one uniform number; the same on every device, in
-every batch, in every process."""
+"""Sampling noise without state. In: a seed and a token's position. Out: one uniform number; the same on every device,
+in every batch, in every process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _MIX2 = np.uint64(0x94D049BB133111EB)
 
 
 def mix(z: U64) -> U64:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014; Stafford's variant 13): a bijection of 64-bit integers."""
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014; Stafford's variant 13): a bijection of 64-bit
+    integers."""
     z = (z ^ (z >> np.uint64(30))) * _MIX1
     z = (z ^ (z >> np.uint64(27))) * _MIX2
     return z ^ (z >> np.uint64(31))

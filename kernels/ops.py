@@ -16,8 +16,8 @@ from ramet.runtime.batch import I32, Batch, Draws, Masks, Targets
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The attention shape of a model: `windows` lists the distinct windows of its layers (None is full attention; w means
-    that a token sees itself and the w - 1 before it). Query head h reads KV head h // (heads // kv_heads)."""
+    """The attention shape of a model: `windows` lists the distinct windows of its layers (None is full attention; w
+    means that a token sees itself and the w - 1 before it). Query head h reads KV head h // (heads // kv_heads)."""
 
     heads: int
     kv_heads: int
@@ -53,7 +53,8 @@ class HeadNorms:
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """What `sample` returns, on the device; shapes as in `Samples`. tokens `[R] int64` (-1: no token is allowed, or the
-    logits are not finite), logprobs `[R] float32`, top_ids `[R, K] int32`, top_logprobs `[R, K]`, targets `[P]` float32."""
+    logits are not finite), logprobs `[R] float32`, top_ids `[R, K] int32`, top_logprobs `[R, K]`, targets `[P]`
+    float32."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
@@ -89,7 +90,8 @@ class Ops(Protocol):
     def rmsnorm(
         self, residual: torch.Tensor, delta: torch.Tensor | None, norm: Norm, dtype: torch.dtype
     ) -> torch.Tensor:
-        """Add `delta` to `residual` `[T', E] float32` in place, return the norm of the sum in `dtype` (Zhang and Sennrich 2019)."""
+        """Add `delta` to `residual` `[T', E] float32` in place, return the norm of the sum in `dtype` (Zhang and
+        Sennrich 2019)."""
 
     def silu_mul(self, x: torch.Tensor) -> torch.Tensor:
         """`x` `[T', 2I]` → `silu(x[:, :I]) * x[:, I:]`."""
@@ -100,8 +102,8 @@ class Ops(Protocol):
     def rope_store(
         self, qkv: torch.Tensor, norms: HeadNorms | None, layout: Layout, plan: Any, cache: torch.Tensor
     ) -> torch.Tensor:
-        """Norm (if any) and rotate q and k of `qkv` `[T', (H + 2K) D]` in float32 (half-split rotary embedding, Su et al.
-        2021), write k and v to the batch's slots of `cache` `[2, K, C, D]`, return q `[T', H, D] float32`."""
+        """Norm (if any) and rotate q and k of `qkv` `[T', (H + 2K) D]` in float32 (half-split rotary embedding, Su et
+        al. 2021), write k and v to the batch's slots of `cache` `[2, K, C, D]`, return q `[T', H, D] float32`."""
 
     def attention(
         self, q: torch.Tensor, layout: Layout, plan: Any, cache: torch.Tensor, window: int | None, dtype: torch.dtype
@@ -113,5 +115,5 @@ class Ops(Protocol):
     def sample(
         self, logits: torch.Tensor, draws: Draws, at: I32, targets: Targets, target_at: I32, masks: Masks
     ) -> Drawn:
-        """Draw tokens and score targets. `logits` `[U, V] float32`; draw r uses row `at[r]`, target p row `target_at[p]`.
-        The definition of the distribution is `reference.probabilities`."""
+        """Draw tokens and score targets. `logits` `[U, V] float32`; draw r uses row `at[r]`, target p row
+        `target_at[p]`. The definition of the distribution is `reference.probabilities`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ramet.frontend.backends.base import Backend
 from ramet.frontend.backends.mock import Mock
 from ramet.frontend.batch import Batch
 from ramet.frontend.branches import Branches
@@ -46,6 +47,7 @@ from ramet.frontend.expressions import (
     user_end,
 )
 from ramet.frontend.host import flush_cache, get_server_info, set_default_backend, using
+from ramet.frontend.ir import Ended, Event, Failed, Finished, Forked, Joined, Started, Token, Usage
 from ramet.frontend.program import Program, function
 from ramet.frontend.run import Run
 from ramet.frontend.state import State
@@ -56,14 +58,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aborted",
+    "Backend",
     "Batch",
     "Branches",
     "BudgetExceeded",
     "ConstraintError",
     "ContextOverflow",
+    "Ended",
     "Engine",
     "EngineError",
+    "Event",
+    "Failed",
+    "Finished",
+    "Forked",
     "GenerationError",
+    "Joined",
     "Mock",
     "ModelError",
     "ParseError",
@@ -72,12 +81,15 @@ __all__ = [
     "ProgramTimeout",
     "RametError",
     "Run",
+    "Started",
     "State",
     "StateError",
+    "Token",
     "ToolError",
     "TransportError",
     "TruncatedError",
     "UnknownVariable",
+    "Usage",
     "Value",
     "agather",
     "assistant",

@@ -39,11 +39,12 @@ class TorchFlight:
 
 
 class TorchRunner:
-    """A `Runner` over torch. `capacity` KV slots, `rows` rows of the token table, `context` tokens of the longest sequence.
+    """A `Runner` over torch. `capacity` KV slots, `rows` rows of the token table, `context` tokens of the longest
+    sequence.
 
-    `threads` sets torch's number of threads, which is the process's (None leaves it). The pool is zeroed, so that a slot
-    that was never written cannot hold a nan. Raises `EngineError` for sizes that make no sense, `ModelError` when the
-    device has no room for the pool.
+    `threads` sets torch's number of threads, which is the process's (None leaves it). The pool is zeroed, so that a
+    slot that was never written cannot hold a nan. Raises `EngineError` for sizes that make no sense, `ModelError` when
+    the device has no room for the pool.
     """
 
     def __init__(self, decoder: Decoder, *, capacity: int, rows: int, context: int, threads: int | None = None) -> None:
@@ -77,8 +78,8 @@ class TorchRunner:
     def forward(self, batch: Batch) -> TorchFlight:
         """Compute the batch's tokens; logits only for the rows that are drawn from or scored."""
         rows, where = np.unique(np.concatenate((batch.draws.rows, batch.targets.rows)), return_inverse=True)
-        where = where.astype(np.int32)
-        at, target_at = where[: len(batch.draws)], where[len(batch.draws) :]
+        index: I32 = where.astype(np.int32)
+        at, target_at = index[: len(batch.draws)], index[len(batch.draws) :]
         if len(batch) == 0:
             return TorchFlight(batch, None, at, target_at)
         decoder = self._decoder
@@ -128,8 +129,8 @@ class TorchRunner:
 
 
 def build(config: Config, spec: Spec, load: Callable[[torch.dtype], Mapping[str, torch.Tensor]]) -> TorchRunner:
-    """The runner that `config` asks for; `load` delivers the weights of `spec` in the chosen dtype. Raises `EngineError` or
-    `ModelError` before weights are loaded when they cannot fit."""
+    """The runner that `config` asks for; `load` delivers the weights of `spec` in the chosen dtype. Raises
+    `EngineError` or `ModelError` before weights are loaded when they cannot fit."""
     dtype = _DTYPES[config.dtype] if config.dtype != "auto" else native_dtype()
     context = config.context or spec.context
     if context > spec.context:
@@ -143,8 +144,8 @@ def build(config: Config, spec: Spec, load: Callable[[torch.dtype], Mapping[str,
 
 def native_dtype() -> torch.dtype:
     """bfloat16 where the processor computes with it, else float32."""
-    bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if bf16 and torch.cpu._is_avx512_bf16_supported() else torch.float32
+    onednn = torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if onednn and torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def kv_bytes_per_token(spec: Spec, dtype: torch.dtype) -> int:
@@ -159,21 +160,22 @@ def weight_bytes(spec: Spec, dtype: torch.dtype) -> int:
 
 
 def default_capacity(spec: Spec, dtype: torch.dtype, *, context: int, memory: int) -> int:
-    """Slots of a pool that nobody sized: what a quarter of `memory` (free bytes, weights not yet loaded) holds after the
-    weights, at least one context and at most 65,536. Raises `ModelError` with the figures when the weights and one
+    """Slots of a pool that nobody sized: what a quarter of `memory` (free bytes, weights not yet loaded) holds after
+    the weights, at least one context and at most 65,536. Raises `ModelError` with the figures when the weights and one
     context do not fit at all."""
     weights, each = weight_bytes(spec, dtype), kv_bytes_per_token(spec, dtype)
     left = memory - weights
     if left < context * each:
         raise ModelError(
             f"the model {spec.name!r} needs {_size(weights)} for weights and {_size(context * each)} for the KV of one "
-            f"context of {context} tokens; {_size(memory)} are free: ask for a shorter context, or a smaller model or dtype"
+            f"context of {context} tokens; {_size(memory)} are free: ask for a shorter context, or a smaller model"
         )
     return max(context, min(_MAX_SLOTS, int(left * _SHARE) // each))
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: the machine's available memory, and less where a control group says so."""
+    """Bytes that this process may still take: the machine's available memory, and less where a control group says
+    so."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = pages
     meminfo = Path("/proc/meminfo")

@@ -143,7 +143,18 @@ class ChatTemplate:
             plain, prompt = self._after(history, False), self._after(history, True)
             if prompt is not None and prompt != plain:
                 return prompt
+        elif role == "assistant":
+            return self._opening()
         return self._between(history, role)
+
+    def _opening(self) -> str | None:
+        """An assistant message that comes first: up to where the generation prompt, known from after a user, ends."""
+        text, after = self._between((), "assistant"), self._glued(("user",), "assistant")
+        if text is None or after is None:
+            return text
+        prompt = after.removeprefix(self._tail(("user",)))
+        head, found, _ = text.rpartition(prompt) if prompt else (text, "", "")
+        return head + found if found else text
 
     def _after(self, roles: tuple[str, ...], generation: bool) -> str | None:
         cut = self._cut(roles, generation)
@@ -234,13 +245,28 @@ class ChatTemplate:
                 notes |= {f"checked on {accepted} conversations only, for the template is slow": None}
                 break
             if whole is None:
+                notes |= {note: None for note in self._left_out(roles)}
                 continue
             accepted += 1
-            if (ours := self._edges(roles)) != whole:
+            ours = self._edges(roles)
+            if ours and whole[-1].startswith(ours[-1]):  # an end that the next message decides is held back
+                ours[-1] = whole[-1]
+            if ours != whole:
                 notes |= {_difference(ours, whole, roles): None}
         if not accepted:
             raise ModelError(f"the chat template takes no conversation that ramet can send: {self._reason(('user',))}")
         return list(notes)
+
+    def _left_out(self, roles: tuple[str, ...]) -> list[str]:
+        """Whether the template renders these roles, but not the content of one that the edges have promised to show."""
+        try:
+            text = self._render(_messages(roles, _sentinel), False)
+        except _TEMPLATE_ERRORS:
+            return []
+        missing = [n for n in range(len(roles) - 1) if _sentinel(n) not in text]
+        if not missing or self._edges(roles) is None:
+            return []
+        return [f"({', '.join(roles)}) leaves out message {missing[0] + 1}"]
 
     def _edges(self, roles: tuple[str, ...]) -> list[str] | None:
         """What stands around the contents when the edges are put together, in the form of `_cut`."""

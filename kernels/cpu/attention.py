@@ -1,12 +1,14 @@
 """Attention over slots on the CPU. In: queries, a layer's cache and the batch's plan. Out: one row per new token.
 
-Softmax in two passes over KV blocks: scores of all blocks, their exact maximum, then for each block the weights' sum and
-the weighted values, added in order of position. A block's products have fixed inner sizes and a multiple of `TILE` rows, a
-masked lane adds exact zeros, and no other reduction crosses lanes: so a row's bits do not depend on what else is computed,
-on how its sequence was chunked, or on where its slots lie.
+Softmax in two passes over KV blocks: scores of all blocks, their exact maximum, then for each block the weights' sum
+and the weighted values, added in order of position. A block's products have fixed inner sizes and a multiple of `TILE`
+rows, a masked lane adds exact zeros, and no other reduction crosses lanes: so a row's bits do not depend on what else
+is computed, on how its sequence was chunked, or on where its slots lie.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 
@@ -82,7 +84,7 @@ def _round_max(items: torch.Tensor, rounds: tuple[int, ...]) -> torch.Tensor:
     if rounds[-1] == size * (len(rounds) - 1):
         return items.view(-1, size, *items.shape[1:]).amax(0)
     peak = peak.clone()
-    for begin, end in zip(rounds[1:], rounds[2:], strict=False):
+    for begin, end in pairwise(rounds[1:]):
         torch.maximum(peak[: end - begin], items[begin:end], out=peak[: end - begin])
     return peak
 
@@ -90,7 +92,7 @@ def _round_max(items: torch.Tensor, rounds: tuple[int, ...]) -> torch.Tensor:
 def _round_sum(items: torch.Tensor, rounds: tuple[int, ...]) -> torch.Tensor:
     """Sum over each segment's blocks in order of position; reuses the memory of the first round."""
     total = items[: rounds[1]]
-    for begin, end in zip(rounds[1:], rounds[2:], strict=False):
+    for begin, end in pairwise(rounds[1:]):
         total[: end - begin].add_(items[begin:end])
     return total
 

@@ -1,7 +1,8 @@
 """Dense operations on the CPU. In: activations, one token a row, and weights packed once. Out: activations.
 
-What was measured (torch 2.11 to 2.13, MKL and oneDNN, AVX-512, 1 and 2 threads): a row of a linear layer has the same bits
-for every number of rows that is a multiple of `TILE`, and not for 1-3 (float32: 5-7 and 9-11 as well). So rows are padded.
+What was measured (torch 2.11 to 2.13, MKL and oneDNN, AVX-512, 1 and 2 threads): a row of a linear layer has the same
+bits for every number of rows that is a multiple of `TILE`, and not for 1-3 (float32: 5-7 and 9-11 as well). So rows
+are padded.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ class Linear:
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-    """Reorder a bfloat16 weight once for oneDNN, which is 1.3-1.6 times faster for up to 32 rows; other weights stay."""
-    if weight.dtype is torch.bfloat16 and torch.backends.mkldnn.is_available():
-        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return Linear(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TILE), bias, True)
+    """Reorder a bfloat16 weight once for oneDNN, which is 1.3-1.6 times faster for up to 32 rows; other weights
+    stay."""
+    if weight.dtype is torch.bfloat16 and torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return Linear(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TILE), bias, True)
     return Linear(weight.contiguous(), bias, False)
 
 

@@ -1,7 +1,8 @@
 """The index tensors of one batch for the CPU's attention.
 
 In: a `Batch`. Out: a `CpuPlan`: which rows of the cache each query reads, in blocks of `BLOCK` positions counted from
-position 0 of its sequence, so that a query's sums are formed in the same order however its sequence was cut into batches.
+position 0 of its sequence, so that a query's sums are formed in the same order however its sequence was cut into
+batches.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ SCORES = 1 << 24  # at most this many float32 scores at a time for a longer segm
 
 @dataclass(frozen=True, slots=True)
 class ShortGroup:
-    """Segments with the same number `queries` of new tokens, those with most blocks first, as (segment, block) items: the
-    j-th block of every segment that has one, for j = 0, 1, ... Round j is the items `rounds[j]`..`rounds[j + 1]`, and its
-    segments are the first ones of the group.
+    """Segments with the same number `queries` of new tokens, those with most blocks first, as (segment, block) items:
+    the j-th block of every segment that has one, for j = 0, 1, ... Round j is the items `rounds[j]`..`rounds[j + 1]`,
+    and its segments are the first ones of the group.
 
-    rows `[S * queries] int64` or None when they are all new tokens in order; item `[W] int64` or None when every segment
-    has one block; read `[W * kv_heads * BLOCK] int64`: rows of a layer's `[kv_heads * slots, dim]` keys; mask
+    rows `[S * queries] int64` or None when they are all new tokens in order; item `[W] int64` or None when every
+    segment has one block; read `[W * kv_heads * BLOCK] int64`: rows of a layer's `[kv_heads * slots, dim]` keys; mask
     `[W, 1, 1 or M, BLOCK] float32`, 0 or -inf.
     """
 
@@ -46,8 +47,8 @@ class ShortGroup:
 
 @dataclass(frozen=True, slots=True)
 class LongTile:
-    """New tokens first..last-1 of one segment. `blocks`: for each KV block the rows to read `[kv_heads * BLOCK] int64` and
-    a mask `[M, BLOCK] float32` where some query may not see all of it."""
+    """New tokens first..last-1 of one segment. `blocks`: for each KV block the rows to read `[kv_heads * BLOCK] int64`
+    and a mask `[M, BLOCK] float32` where some query may not see all of it."""
 
     first: int
     last: int
@@ -64,8 +65,8 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
-    """`store` `[2 * kv_heads * T] int64`: rows of a layer's `[2 * kv_heads * slots, dim]` cache that the batch writes, keys
-    first; `cos`, `sin` `[T', 1, dim] float32`; `work` by window."""
+    """`store` `[2 * kv_heads * T] int64`: rows of a layer's `[2 * kv_heads * slots, dim]` cache that the batch writes,
+    keys first; `cos`, `sin` `[T', 1, dim] float32`; `work` by window."""
 
     tokens: int
     padded: int
@@ -94,10 +95,12 @@ class _Segments:
         return low // BLOCK, -(-length // BLOCK)
 
     def read(self, segment: I64, block: I64) -> I64:
-        """Cache rows `[W, kv_heads, BLOCK]` of items; lanes past the segment's end read its last slot, and are masked."""
+        """Cache rows `[W, kv_heads, BLOCK]` of items; lanes past the segment's end read its last slot, and are
+        masked."""
         lane = np.minimum(block[:, None] * BLOCK + np.arange(BLOCK), self.length[segment][:, None] - 1)
         slots = self.slots[self.start[segment][:, None] + lane]
-        return slots[:, None, :] + self.heads[None, :, None]
+        rows: I64 = slots[:, None, :] + self.heads[None, :, None]
+        return rows
 
     def mask(self, block: I64, position: I64, window: int | None) -> NDArray[np.float32]:
         """Additive mask `[W, queries, BLOCK]` for queries at `position` `[W, queries]`."""
@@ -152,8 +155,9 @@ def _short(segments: _Segments, chosen: I64, queries: int, tokens: int, window: 
     item = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes])
     block = low[item] + np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
     rows = (segments.first[chosen][:, None] + np.arange(queries)).reshape(-1)
-    # rows of one KV head's queries are ordered (new token, query head of the group); padding rows see what the last sees
-    row = np.minimum(np.arange(1 if queries == 1 else padded(queries * segments.group)) // segments.group, queries - 1)
+    # a KV head's rows are ordered by new token, then by query head of its group; padding rows see what the last one sees
+    height = 1 if queries == 1 else padded(queries * segments.group)
+    row = np.minimum(np.arange(height) // segments.group, queries - 1)
     position = (segments.length[chosen] - queries)[item][:, None] + row
     mask = segments.mask(block, position, window)[:, None]
     return ShortGroup(

@@ -169,8 +169,8 @@ def kept(x: F32, peak: np.float32, temperature: float, top_k: int, top_p: float,
 def nucleus(x: F32, peak: np.float32, temperature: float, top_p: float) -> I64:
     """Ids of the smallest most likely set with the share `top_p` of the mass.
 
-    Tokens are put into bins by logit; bins above the one where the mass is reached belong to the set, bins below do not,
-    and only that bin is sorted.
+    Tokens are put into bins by logit; bins above the one where the mass is reached belong to the set, bins below do
+    not, and only that bin is sorted.
     """
     # a token below the lowest bin is outside: all of these together weigh less than half of 1 - top_p
     span = temperature * math.log(2 * len(x) / max(1 - top_p, 1e-12))

@@ -38,8 +38,8 @@ class Layer:
 class Decoder:
     """Llama-family decoder on one device. `dtype` is float32 or bfloat16, for weights, linear layers and the KV cache.
 
-    Copies what it needs of `weights` (fused and packed), so the caller may drop them. Raises `ModelError` for a dtype that
-    is not supported and for weights that do not match `spec.tensor_shapes()`.
+    Copies what it needs of `weights` (fused and packed), so the caller may drop them. Raises `ModelError` for a dtype
+    that is not supported and for weights that do not match `spec.tensor_shapes()`.
     """
 
     def __init__(
@@ -93,8 +93,9 @@ class Decoder:
         )
 
     def forward(self, tokens: torch.Tensor, plan: Plan, cache: torch.Tensor) -> torch.Tensor:
-        """Hidden states before the final norm, `[T', E] float32`, of `tokens` `[T'] int64` (T' = `plan.padded`, the rows
-        beyond `plan.tokens` are padding). Writes the new K and V to `cache` `[layers, 2, kv_heads, slots, head_dim]`."""
+        """Hidden states before the final norm, `[T', E] float32`, of `tokens` `[T'] int64` (T' = `plan.padded`, the
+        rows beyond `plan.tokens` are padding). Writes the new K and V to `cache` `[layers, 2, kv_heads, slots,
+        head_dim]`."""
         ops, layout, dtype = self.ops, self.layout, self.dtype
         residual = ops.embedding(tokens, self._embed)
         delta: torch.Tensor | None = None
@@ -168,7 +169,8 @@ def inverse_frequencies(rope: Rope, dim: int) -> torch.Tensor:
 
 
 def _llama3(rope: Rope, base: torch.Tensor) -> torch.Tensor:
-    """Llama 3.1: keep short wavelengths, divide long ones by the factor, blend linearly in turns per context between."""
+    """Llama 3.1: keep short wavelengths, divide long ones by the factor, blend linearly in turns per context
+    between."""
     turns = rope.original_context * base / (2 * math.pi)
     blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     blend = blend.clamp(0, 1)

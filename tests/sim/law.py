@@ -91,12 +91,15 @@ class Law:
         keys = np.array(prefixes, np.uint64)
         for i, (name, neutral) in enumerate(_NEUTRAL):
             values = np.asarray(getattr(draws, name), np.float64)
-            keys ^= np.where(values == neutral, np.uint64(0), mix(_bits(values) + np.uint64(i + 1)))
+            if (values != neutral).any():
+                keys ^= np.where(values == neutral, np.uint64(0), mix(_bits(values) + np.uint64(i + 1)))
         for r, count in generated.items():
             keys[r] ^= mix(np.array([count + 1], np.uint64))[0]
-        noise = mix(draws.seeds) ^ mix(draws.positions.astype(np.uint64) + _GOLDEN) ^ mix(_bits(draws.temperature))
-        keys = mix(keys ^ np.where(draws.temperature > 0, mix(noise), np.uint64(0)))
-        scores = _uniform(mix(keys[:, None] + self._tokens[None, :])) * 8.0 - 4.0
+        if (draws.temperature > 0).any():
+            noise = mix(draws.seeds) ^ mix(draws.positions.astype(np.uint64) + _GOLDEN) ^ mix(_bits(draws.temperature))
+            keys ^= np.where(draws.temperature > 0, mix(noise), np.uint64(0))
+        keys = mix(keys)
+        scores: NDArray[np.float64] = _uniform(mix(keys[:, None] + self._tokens[None, :])) * 8.0 - 4.0
         if self.eos:
             ends = _uniform(mix(keys + np.uint64(1))) < self._eos_rate
             scores[:, self.eos] += np.where(ends, _EOS_SCORE, -_EOS_SCORE)[:, None]

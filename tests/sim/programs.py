@@ -1,6 +1,6 @@
 """Random programs: op streams with forks, joins, references, choices and generations, some of them ill-formed.
 
-In: a random generator. Out: ops in an order in which a client could send them (an op follows what creates its sequence).
+In: a random generator. Out: ops in an order in which a client could send them (each after what creates its sequence).
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ def _close(d: Draft, seq: str) -> None:
 def _choose(d: Draft, seq: str) -> m.Choose:
     base = d.tokens(2)
     count = d.rng.randint(1, 5)
-    choices = {base + tuple(d.rng.randrange(1, d.shape.vocab) for _ in range(d.rng.randint(1, 4))) for _ in range(count)}
+    choices = {
+        base + tuple(d.rng.randrange(1, d.shape.vocab) for _ in range(d.rng.randint(1, 4))) for _ in range(count)
+    }
     method = d.rng.choice(SELECT_METHODS)
     context = d.tokens(2) or (1,)
     distinct = tuple(sorted(choices))

@@ -25,7 +25,7 @@ from .programs import Shape, program
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One kind of trouble. Rates are per step: of a new program, an abort, a flush, a forced retraction, an eviction."""
+    """One kind of trouble. Rates are per step: a new program, an abort, a flush, a forced retraction, an eviction."""
 
     capacity: int = 96
     rows: int = 6
