@@ -276,7 +276,13 @@ class _WholeReader:
 
     def take(self) -> tuple[str, bool]:
         """See `Reader`."""
-        text, finished = self._reader.take()
+        try:
+            text, finished = self._reader.take()
+        except Exception:
+            if not self._done():  # the body may know better what went wrong: its error is the run's
+                return "", False
+            self._run._outcome()
+            raise
         if finished and not text:
             self._run._outcome()
         return text, finished and not text

@@ -35,6 +35,7 @@ class Program:
     values: dict[str, I32] = field(default_factory=dict)
     broken: dict[str, Failure] = field(default_factory=dict)
     waiters: dict[str, list[Sequence]] = field(default_factory=dict)
+    early: dict[str, list[m.AnyOp]] = field(default_factory=dict)
     ended: bool = False
     open: int = 0
     calls: int = 0
@@ -103,10 +104,8 @@ class Programs:
             program.open -= 1
             return
         seq = program.sequences.get(op.seq)
-        if seq is None or seq.closed:
-            program.open -= 1
-            what = "is closed" if seq is not None else "does not exist"
-            self._break(program, op.op, "generation", f"operation {op.op}: sequence {op.seq} {what}")
+        if seq is None:
+            program.early.setdefault(op.seq, []).append(op)
             return
         seq.ops.append(op)
         self._guarded(seq)
@@ -115,6 +114,9 @@ class Programs:
         seq = Sequence(program, name, self._grown)
         self._grown += 1
         program.sequences[name] = seq
+        seq.ops.extend(program.early.pop(name, ()))
+        if program.ended:
+            seq.ops.append(m.Close("", name))
         return seq
 
     # -- ops
@@ -133,8 +135,10 @@ class Programs:
             op = seq.ops.popleft()
             if seq.failed is not None:
                 self._poisoned(seq, op)
-            else:
+            elif not seq.closed:
                 self._begin(seq, op)
+            elif op.op:
+                self._break(seq.program, op.op, "generation", f"sequence {seq.name} is closed")
             if seq.task is None and op.op:
                 seq.program.open -= 1
         if seq.failed is None and not seq.closed:
@@ -216,7 +220,7 @@ class Programs:
     def _choose(self, seq: Sequence, op: m.Choose) -> None:
         task = Choosing(op, seq.known, self._clock())
         longest = seq.known + max(len(choice) for choice in op.choices)
-        slots = seq.known + len(task.trie.inner) + bool(op.context) * (len(task.trie.inner) + len(op.context))
+        slots = seq.known + task.size
         if not seq.known:
             self.fail(seq, op.op, "generation", "the prompt is empty: append text before selecting")
         elif longest > self.context or slots > self.scheduler.cache.capacity:
@@ -238,6 +242,7 @@ class Programs:
             self.scheduler.cache.fork(seq, child)
             if child.node is not None:
                 self.scheduler.rest(child)
+            self._guarded(child)
         self.news.append(m.Branched(seq.program.id, op.op))
 
     def _join(self, seq: Sequence, op: m.Join) -> None:
@@ -311,7 +316,9 @@ class Programs:
             return
         if isinstance(op, m.Fork):
             for name in op.into:
-                self._sequence(seq.program, name).failed = seq.failed
+                child = self._sequence(seq.program, name)
+                child.failed = seq.failed
+                self._advance(child)
         kind, message = seq.failed
         self._break(seq.program, op.op, kind, f"an earlier operation of this branch failed: {message}")
 
@@ -335,10 +342,23 @@ class Programs:
         if not program.ended or program.id not in self.live:
             return
         while program.open and not any(seq.task for seq in program.sequences.values()):
-            stuck = next(seq for seq in program.sequences.values() if any(op.op for op in seq.ops))
-            op = next(op for op in stuck.ops if op.op)
-            stuck.ops.remove(op)
-            program.open -= 1
-            self.fail(stuck, op.op, "generation", f"operation {op.op} waits for a value or a branch that never comes")
+            self._give_up(program)
         if not program.open:
             self.end(program)
+
+    def _give_up(self, program: Program) -> None:
+        """Fail the first op that waits for what never comes: a value, the end of a branch, or the fork that makes its
+        sequence."""
+        for seq in program.sequences.values():
+            for op in seq.ops:
+                if op.op:
+                    seq.ops.remove(op)
+                    program.open -= 1
+                    message = f"operation {op.op} waits for a value or a branch that never comes"
+                    self.fail(seq, op.op, "generation", message)
+                    return
+        for ops in program.early.values():
+            for op in ops:
+                program.open -= 1
+                self._break(program, op.op, "generation", f"operation {op.op}: sequence {op.seq} does not exist")
+        program.early.clear()

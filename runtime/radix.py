@@ -11,6 +11,7 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 from numpy.typing import ArrayLike
+
 from ramet.runtime.batch import I32
 
 DEAD = -1  # `refs` of a node that left the tree: any later use of it is a broken invariant

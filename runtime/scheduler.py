@@ -45,7 +45,8 @@ class Scheduler:
 
     def wake(self, seq: Sequence) -> None:
         """The sequence may want work: queue it unless it is seated."""
-        if seq.row is None and seq not in self.waiting and seq.wants_work():
+        over = seq.closed or seq.failed is not None
+        if seq.row is None and not over and seq not in self.waiting and seq.wants_work():
             self.resting.pop(seq, None)
             seq.since = self.clock()
             self.waiting[seq] = None
@@ -89,10 +90,8 @@ class Scheduler:
             self.rest(seq)
         ready = sorted((seq for seq in self.running if seq.wants_work()), key=_age)
         decoding = [seq for seq in ready if seq.flying or (isinstance(seq.task, Generating) and seq.task.made)]
-        for seq in decoding:
-            self._schedule(seq, draft)
-        for seq in ready:
-            if seq not in draft.members and seq in self.running:
+        for seq in [*decoding, *ready]:
+            if seq in self.running and seq not in draft.members:  # not retracted meanwhile for an older one
                 self._schedule(seq, draft)
         self._admit(draft)
         batch = draft.launch()
@@ -112,19 +111,18 @@ class Scheduler:
         row = self._follow(seq, draft)
         goal = seq.goal()
         todo = min(goal - seq.computed, draft.left, self.limits.chunk_tokens)
+        if row is None and (todo <= 0 or self._awaits(seq, draft)):
+            return False
+        trie = seq.task.size if isinstance(seq.task, Choosing) and seq.computed + todo == goal else 0
+        if trie and draft.count and todo + trie > draft.left:
+            self._step_back(seq)
+            return False
+        slots = self._reserve(todo + trie, seq, draft)
+        if slots is None:
+            self._step_back(seq)
+            return False
         if row is None:
-            if todo <= 0 or self._awaits(seq, draft):
-                return False
-            if (
-                isinstance(seq.task, Choosing)
-                and seq.computed + todo == goal
-                and not self._trie_fits(seq.task, todo, draft)
-            ):
-                return False
-            slots = self._reserve(todo, seq, draft)
-            if slots is None:
-                return False
-            row = self._compute(seq, slots, draft)
+            row = self._compute(seq, slots[:todo], draft)
         self._note(seq, draft)
         if seq.computed == goal and seq.task is not None and not seq.flying and not seq.task.computed:
             seq.task.computed = min(seq.fresh, seq.task.prompt)
@@ -132,8 +130,14 @@ class Scheduler:
             draft.draw(seq, seq.task, row, self._banned(seq, seq.task))
             seq.flying += 1
         elif seq.computed == goal and isinstance(seq.task, Choosing):
-            self._score(seq, seq.task, row, draft)
+            self._score(seq, seq.task, row, slots[todo:], draft)
         return True
+
+    def _step_back(self, seq: Sequence) -> None:
+        """It got nothing in this step: if it shared another's last token, it lets go of it, to ask for its logits
+        again."""
+        if seq.computed == seq.known == seq.depth:
+            self.cache.settle(seq, seq.known - 1)
 
     def _next(self, seq: Sequence) -> int:
         return int(seq.buffer[seq.computed]) if seq.computed < seq.known else -1
@@ -206,25 +210,16 @@ class Scheduler:
 
     # -- choices
 
-    def _trie_fits(self, task: Choosing, todo: int, draft: Draft) -> bool:
-        size = len(task.trie.inner) + len(task.op.context)
-        return todo + size <= draft.left or not draft.count
-
-    def _score(self, seq: Sequence, task: Choosing, row: int, draft: Draft) -> None:
-        """Add the trie's segments and targets. Without room for them the prompt is computed and the trie waits a
-        step."""
+    def _score(self, seq: Sequence, task: Choosing, row: int, slots: I32, draft: Draft) -> None:
+        """Add the trie's segments and targets; `slots` for its inner nodes, then for those of the unconditional
+        scores."""
         assert seq.row is not None, "scheduled sequences are seated"
         inner = len(task.trie.inner)
-        twice = bool(task.op.context)
-        slots = self._reserve(inner + twice * (inner + len(task.op.context)), seq, draft)
-        if slots is None:
-            self.cache.settle(seq, seq.known - 1)  # the last token will be computed again
-            return
         task.slots, task.extra = slots[:inner], slots[inner:]
         prompt = self.cache.rows.table[seq.row, : seq.computed]
         before = draft.count
         first = self._trie(task, task.slots, prompt, row, draft)
-        if twice:
+        if task.op.context:
             bare = task.extra[: len(task.op.context)]
             context = draft.segment(np.array(task.op.context, np.int32), 0, bare, bare) + len(bare) - 1
             self._trie(task, task.extra[len(bare) :], bare, context, draft)

@@ -73,6 +73,12 @@ class Choosing(Call):
         self.slots = NO_SLOTS
         self.extra = NO_SLOTS
 
+    @property
+    def size(self) -> int:
+        """KV slots that the scores need beyond the prompt's."""
+        context, inner = len(self.op.context), len(self.trie.inner)
+        return inner + (context + inner if context else 0)
+
 
 class Sequence:
     """One branch. Invariants: positions below `node.depth` are in the tree; [node.depth, computed) are its private

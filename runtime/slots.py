@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ramet.frontend.errors import EngineError
 from ramet.runtime.batch import I32
 

@@ -48,7 +48,7 @@ class ChatTemplate:
     the edges and the contents, joined, are the template's own rendering; `report` says what differs when they are not:
     - the generation prompt is not how a finished assistant message begins (Qwen3's empty think block, a space in front
       of Mistral's answers): the generation prompt is used for every assistant message;
-    - later messages change what stands before them: each edge is as it was when it was appended;
+    - later messages change or move what stands before them: each edge is as it was when it was appended;
     That contents are trimmed is reported too, but keeps `exact`: ramet appends contents as they are.
     """
 
@@ -158,6 +158,8 @@ class ChatTemplate:
 
     def _after(self, roles: tuple[str, ...], generation: bool) -> str | None:
         cut = self._cut(roles, generation)
+        if cut is None and self._moves(roles):
+            cut = self._cut(roles[1:], generation)
         return None if cut is None else cut[-1]
 
     def _between(self, history: tuple[str, ...], role: str) -> str | None:
@@ -166,7 +168,20 @@ class ChatTemplate:
             cut = self._cut((*history, role, *more), False)
             if cut is not None:
                 return cut[len(history)]
+        if self._moves((*history, role)):
+            return self._between(history[1:], role)
         return None
+
+    def _moves(self, roles: tuple[str, ...]) -> bool:
+        """Whether the template takes these roles but does not show the system message at their head (Mistral 0.3 puts
+        it before the last user message): edges are then those of the conversation without it."""
+        if len(roles) < 3 or roles[0] != "system":
+            return False
+        try:
+            self._render(_messages(roles, _sentinel), False)
+        except _TEMPLATE_ERRORS:
+            return False
+        return True
 
     def _cut(self, roles: tuple[str, ...], generation: bool) -> list[str] | None:
         """The rendering cut at its contents, `len(roles) + 1` texts; None when the template refuses the roles or does
@@ -245,7 +260,7 @@ class ChatTemplate:
                 notes |= {f"checked on {accepted} conversations only, for the template is slow": None}
                 break
             if whole is None:
-                notes |= {note: None for note in self._left_out(roles)}
+                notes |= dict.fromkeys(self._left_out(roles))
                 continue
             accepted += 1
             ours = self._edges(roles)

@@ -1,4 +1,4 @@
-"""The radix tree: eviction order, splits, copies, namespaces, misuse. (test_radix_model.py holds it against a model.)"""
+"""The radix tree: eviction order, splits, copies, namespaces, misuse (test_radix_model.py holds it against a model)."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from ramet.frontend.errors import EngineError
 from ramet.runtime.slots import BLOCK, Rows, Slots
 

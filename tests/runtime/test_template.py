@@ -12,8 +12,8 @@ from ramet.runtime.template import CHATML, ROLES, ChatTemplate
 # The formats in short form.
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou "
-    "are a helper<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
-    "+ '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "are a helper<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA3 = """\
 {{- bos_token }}
@@ -199,7 +199,9 @@ def test_a_template_that_moves_contents_is_reported_and_cut_as_it_grows():
     assert not chat.exact
     assert "(system, user, assistant) leaves out message 1" in chat.report
     assert chat.edge(("user",), "assistant", "begin") == ""
-    assert chat.edge((), "user", "begin") == "<s>[INST] "
+    roles = ("system", "user", "assistant", "user")
+    messages = [{"role": r, "content": r.upper()} for r in roles]
+    assert joined(chat, messages) == "<s>[INST] SYSTEM\n\nUSER[/INST]ASSISTANT</s>[INST] USER[/INST]"
 
 
 def test_trimming_is_reported():

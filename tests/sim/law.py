@@ -103,8 +103,8 @@ class Law:
         if self.eos:
             ends = _uniform(mix(keys + np.uint64(1))) < self._eos_rate
             scores[:, self.eos] += np.where(ends, _EOS_SCORE, -_EOS_SCORE)[:, None]
-        for r, tokens, values in draws.bias:
-            np.add.at(scores[r], tokens, values)
+        for r, tokens, biases in draws.bias:
+            np.add.at(scores[r], tokens, biases)
         for r, words in (allowed or {}).items():
             bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: self.vocab]
             scores[r, bits == 0] = -np.inf
