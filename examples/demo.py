@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -96,7 +96,7 @@ def tour(
     _follow(run.events(), console)
     answer = run.result()
     seconds = time.perf_counter() - start
-    console.print(f"\n{answer}\n", highlight=False, markup=False)
+    console.print(f"\n{answer}\n", highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
     [recording] = recorder.programs
     program = _with_seconds(recording.usage, seconds)
@@ -132,7 +132,10 @@ def _follow(events: Iterable[Event], console: Console) -> None:
 def report(console: Console, program: Usage, apart: Usage) -> None:
     """The table, and the ratio of the two."""
     rows = [("one program", _row(program)), ("call by call", _row(apart))]
-    console.print(_table(rows) if console.is_terminal else _lines(rows), highlight=False)
+    if console.is_terminal:
+        console.print(_table(rows))
+    else:
+        console.print(_lines(rows), soft_wrap=True)
     if program.seconds > 0 and program.computed_tokens > 0:
         steps = f"{apart.steps} steps for {program.steps}"
         computed = apart.computed_tokens / program.computed_tokens
@@ -145,20 +148,20 @@ def _row(usage: Usage) -> list[str]:
     return [*(str(count) for count in counts), str(usage.steps), f"{usage.seconds:.2f}"]
 
 
-def _table(rows: list[tuple[str, list[str]]]) -> RenderableType:
+def _table(rows: list[tuple[str, list[str]]]) -> Table:
     table = Table(title="tokens, steps, wall time")
     table.add_column("")
     for name in COLUMNS:
         table.add_column(name, justify="right")
     for name, cells in rows:
         table.add_row(name, *cells)
-    return Group(table)
+    return table
 
 
 def _lines(rows: list[tuple[str, list[str]]]) -> Text:
     head = f"{'':14}" + "".join(f"{name:>11}" for name in COLUMNS)
     body = [f"{name:14}" + "".join(f"{cell:>11}" for cell in cells) for name, cells in rows]
-    return Text("\n".join([head, *body]), no_wrap=True, overflow="ignore")
+    return Text("\n".join([head, *body]))
 
 
 def main() -> None:

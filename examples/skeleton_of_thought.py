@@ -10,18 +10,19 @@ import ramet as rt
 from ramet.examples.parse import numbered_list
 
 
-@rt.function(temperature=0)
+@rt.function(temperature=0, repetition_penalty=1.15)
 def skeleton_of_thought(
-    s: rt.State, question: str, points: int = 4, outline_tokens: int = 80, max_tokens: int = 64
+    s: rt.State, question: str, points: int = 4, outline_tokens: int = 160, max_tokens: int = 64
 ) -> str:
     """An answer of `points` paragraphs."""
-    s.system("You answer in short, plain sentences.")
-    s.user(f"List {points} numbered points, 3 to 6 words each, that together answer: {question}")
-    outline = s.reply(name="outline", max_tokens=outline_tokens)
+    s.system("You are a helpful assistant.")
+    s.user(f"{question} Answer with a list of {points} numbered points, a few words each.")
+    outline = s.reply(name="outline", max_tokens=outline_tokens, stop=f"\n{points + 1}.")
 
-    branches = s.fork(numbered_list(outline.get(), points))
+    titles = [item.partition(":")[0].strip("* ") for item in numbered_list(outline.get(), points)]
+    branches = s.fork(titles)
     for branch in branches:
-        branch.user(f"Expand this point in two sentences: {branch.item}")
+        branch.user(f"Explain in two sentences: {branch.item}.")
         branch.reply(name="body", max_tokens=max_tokens)
 
     bodies = branches.gather("body")

@@ -71,6 +71,8 @@ class Batch(Generic[R]):
                 self._finished()
             else:
                 self._slots[index] = run
+                if self._cancelled:  # while it was being started
+                    run.cancel()
                 run.future.add_done_callback(lambda _: self._finished())
             self._bell.ring()
 

@@ -41,7 +41,8 @@ class Host:
         """The background event loop, running in its own daemon thread (started again in a forked child)."""
         with self._lock:
             if self._loop is None or self._thread is None or not self._thread.is_alive():
-                self._loop = asyncio.new_event_loop()
+                # In an empty context: the loop's own handles would keep the first caller's context variables for ever.
+                self._loop = contextvars.Context().run(asyncio.new_event_loop)
                 self._thread = threading.Thread(target=self._loop.run_forever, name="ramet-loop", daemon=True)
                 self._thread.start()
             return self._loop
@@ -63,7 +64,8 @@ class Host:
         off."""
         loop = self.loop()
         handles: list[asyncio.TimerHandle] = []
-        loop.call_soon_threadsafe(lambda: handles.append(loop.call_later(seconds, fn)))
+        empty = contextvars.Context()  # a timer keeps no caller's context variables
+        loop.call_soon_threadsafe(lambda: handles.append(loop.call_later(seconds, fn)), context=empty)
 
         def call_off() -> None:
             for handle in handles:

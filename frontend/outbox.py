@@ -9,6 +9,7 @@ it on its sequence too; when the value fails, they fail here and are never sent.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -132,7 +133,8 @@ class Outbox:
         self._ready.append(op)
         if not self._armed:
             self._armed = True
-            HOST.later(COMPANY, self._flush_late)
+            late = weakref.WeakMethod(self._flush_late)  # a timer keeps no run alive
+            HOST.later(COMPANY, lambda: flush() if (flush := late()) is not None else None)
 
     def _flush_late(self) -> None:
         self._armed = False

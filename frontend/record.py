@@ -77,7 +77,7 @@ class Record:
             self._finish_all(event)
             return
         entry = self.entries.get(event.op)
-        if entry is None or entry.status in ("failed", "done"):
+        if entry is None or entry.error is not None or (entry.status == "done" and not _failed_text(entry, event)):
             return
         match event:
             case Started():
@@ -179,6 +179,11 @@ class Record:
     def error(self, kind: str, message: str, **at: str) -> GenerationError:
         """The exception of a failure that the backend named by its kind."""
         return FAILURES.get(kind, GenerationError)(message, **at)
+
+
+def _failed_text(entry: Entry, event: Event) -> bool:
+    """A text is known here as soon as it is recorded, and may still be refused by the backend."""
+    return entry.kind == "text" and isinstance(event, Failed)
 
 
 def complete(future: Future[Any], value: Any, error: BaseException | None) -> None:

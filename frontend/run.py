@@ -23,7 +23,7 @@ from ramet.frontend.ir import Event, Header, Usage
 from ramet.frontend.state import State
 from ramet.frontend.streams import EntryReader, Position, Reader, Span, SpanReader, follow, follow_async
 from ramet.frontend.trace import Trace
-from ramet.frontend.transcript import meta_info
+from ramet.frontend.transcript import entry_info
 from ramet.frontend.values import Value
 from ramet.frontend.waiting import refuse_blocking, running_loop, wait, wait_async
 from ramet.frontend.where import user_line
@@ -61,7 +61,6 @@ class Run(State, Generic[R]):
 
     def __await__(self) -> Generator[Any, None, R]:
         if not self._run.outcome.done():
-            self._run.outbox.flush()
             yield from wait_async(self._run.outcome, None, "the result").__await__()
         return self._outcome()
 
@@ -114,7 +113,6 @@ class Run(State, Generic[R]):
     def _wait(self, timeout: float | None = None) -> None:
         if self._run.outcome.done():
             return
-        self._run.outbox.flush()
         refuse_blocking(self._run.loop, f"the result of {self._run.name!r}")
         with self._until_interrupted():
             wait(self._run.outcome, timeout, f"the result of {self._run.name!r}")
@@ -228,9 +226,10 @@ class Run(State, Generic[R]):
 
     def _meta_so_far(self, name: str | None) -> dict[str, Any]:
         value = self._core.variables.get(name) if name is not None else None
-        if value is not None and value.done and value.entry is not None and value.entry.meta is not None:
-            return dict(meta_info(value))
-        return {"id": value.entry.id if value is not None and value.entry is not None else "", "finish_reason": None}
+        entry = value.entry if value is not None else None
+        if entry is not None and entry.meta is not None:
+            return entry_info(entry, entry.meta)
+        return {"id": entry.id if entry is not None else "", "finish_reason": None}
 
     def _reader(self, name: str | None) -> Reader | None:
         if name is None:

@@ -105,7 +105,7 @@ def follow(execution: Execution, find: Callable[[], Reader | None]) -> Iterator[
     """The texts of the reader that `find` gives as soon as it exists, as they come; waits in this thread."""
     reader: Reader | None = None
     while True:
-        seen = execution.bell.count
+        seen, text = execution.bell.count, ""
         reader = reader or find()
         if reader is not None:
             text, finished = reader.take()
@@ -113,8 +113,7 @@ def follow(execution: Execution, find: Callable[[], Reader | None]) -> Iterator[
                 yield text
             if finished:
                 return
-        if execution.bell.count == seen:
-            execution.outbox.flush()
+        if execution.bell.count == seen and not text:
             refuse_blocking(execution.loop, "the next text")
             execution.bell.wait(seen)
 
@@ -123,7 +122,7 @@ async def follow_async(execution: Execution, find: Callable[[], Reader | None]) 
     """`follow` for event loops."""
     reader: Reader | None = None
     while True:
-        seen = execution.bell.count
+        seen, text = execution.bell.count, ""
         reader = reader or find()
         if reader is not None:
             text, finished = reader.take()
@@ -131,6 +130,5 @@ async def follow_async(execution: Execution, find: Callable[[], Reader | None]) 
                 yield text
             if finished:
                 return
-        if execution.bell.count == seen:
-            execution.outbox.flush()
+        if execution.bell.count == seen and not text:
             await execution.bell.wait_async(seen)

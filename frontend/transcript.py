@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from ramet.frontend.core import Core
+from ramet.frontend.entries import Entry
 from ramet.frontend.ir import Meta, Role
 from ramet.frontend.values import Value
 from ramet.frontend.waiting import refuse_blocking, wait, wait_async
@@ -38,8 +39,7 @@ async def settle_async(core: Core) -> None:
 
 def _first_failure(core: Core, raising: bool) -> BaseException | None:
     for entry in core.seq.timeline():
-        for future in entry.waits_for():
-            error = future.exception()
+        for error in (entry.error, *(future.exception() for future in entry.waits_for())):
             if error is not None:
                 core.execution.record.saw(error)
                 if raising:
@@ -75,13 +75,14 @@ def meta_info(value: Value[Any]) -> Any:
     meta = value.meta
     entry = value.entry
     assert entry is not None
-    return _info(entry.id, meta, entry.kind == "select")
+    return entry_info(entry, meta)
 
 
-def _info(op: str, meta: Meta, chosen: bool) -> dict[str, Any]:
+def entry_info(entry: Entry, meta: Meta) -> dict[str, Any]:
+    """SGLang's meta info of a finished generation or choice."""
     finish = {"type": meta.finish_reason} | ({"matched": meta.matched} if meta.matched is not None else {})
     info: dict[str, Any] = {
-        "id": op,
+        "id": entry.id,
         "finish_reason": finish,
         "prompt_tokens": meta.prompt_tokens,
         "completion_tokens": meta.completion_tokens,
@@ -92,7 +93,7 @@ def _info(op: str, meta: Meta, chosen: bool) -> dict[str, Any]:
     if meta.logprobs:
         info["output_token_logprobs"] = [[lp.logprob, lp.token, lp.text] for lp in meta.logprobs]
         info["output_top_logprobs"] = [[[p, token, text] for token, text, p in lp.top] for lp in meta.logprobs]
-    if chosen:
+    if entry.kind == "select":
         info["normalized_prompt_logprobs"] = list(meta.scores)
         info["input_token_logprobs"] = [list(choice) for choice in meta.choice_logprobs]
     return info

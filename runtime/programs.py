@@ -133,12 +133,13 @@ class Programs:
         """Begin ops until one takes time or has to wait."""
         while seq.task is None and seq.ops and (seq.failed is not None or not self._blocked(seq, seq.ops[0])):
             op = seq.ops.popleft()
-            if seq.failed is not None:
+            if seq.closed:
+                if not isinstance(op, m.Close):
+                    self._break(seq.program, op.op, "generation", f"sequence {seq.name} is closed")
+            elif seq.failed is not None:
                 self._poisoned(seq, op)
-            elif not seq.closed:
+            else:
                 self._begin(seq, op)
-            elif op.op:
-                self._break(seq.program, op.op, "generation", f"sequence {seq.name} is closed")
             if seq.task is None and op.op:
                 seq.program.open -= 1
         if seq.failed is None and not seq.closed:

@@ -110,7 +110,7 @@ class Scheduler:
         """Add what this step computes for a seated sequence; False when it got nothing."""
         row = self._follow(seq, draft)
         goal = seq.goal()
-        todo = min(goal - seq.computed, draft.left, self.limits.chunk_tokens)
+        todo = min(goal - seq.computed, max(draft.left, 0), self.limits.chunk_tokens)
         if row is None and (todo <= 0 or self._awaits(seq, draft)):
             return False
         trie = seq.task.size if isinstance(seq.task, Choosing) and seq.computed + todo == goal else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -63,8 +64,9 @@ class Mock:
             if self._closed:
                 raise TransportError("the mock backend is closed")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="ramet-mock", daemon=True)
+                self._thread = threading.Thread(target=_work, args=(self._commands,), name="ramet-mock", daemon=True)
                 self._thread.start()
+                weakref.finalize(self, self._commands.put, None)  # a mock that nobody holds ends its thread
             self._opened += 1
             number = self._opened
         simulation = Simulation(
@@ -115,10 +117,6 @@ class Mock:
             if thread is not threading.current_thread():
                 thread.join()
 
-    def _work(self) -> None:
-        while (command := self._commands.get()) is not None:
-            command()
-
     def __enter__(self) -> Self:
         return self
 
@@ -126,6 +124,12 @@ class Mock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _work(commands: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (command := commands.get()) is not None:
+        command()
+        del command  # it may hold the mock
 
 
 class _MockSession:

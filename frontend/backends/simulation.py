@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ramet.frontend.backends.base import Deliver
 from ramet.frontend.backends.script import Pending, Script
@@ -49,7 +48,6 @@ WORDS = re.compile(r"\s*\S+|\s+")
 class _Sequence:
     text: str = ""
     base: int = 0  # characters before its fork
-    ops: deque[AnyOp] = field(default_factory=deque)
     closed: bool = False
     failed: tuple[str, str] | None = None  # kind and message of what it depends on
 
@@ -73,6 +71,7 @@ class Simulation:
         self._context_length = context_length
         self._over = over
         self._sequences = {ROOT: _Sequence()}
+        self._waiting: list[AnyOp] = []  # in the order of arrival
         self._values: dict[str, str | tuple[str, str]] = {}  # op → its text, or what it failed with
         self._pending: dict[str, Gen] = {}
         self._ending = self._ended = False
@@ -85,10 +84,10 @@ class Simulation:
             if isinstance(op, Put):
                 self._values[op.id] = op.value
             else:
-                self._sequences[op.seq].ops.append(op)
+                self._waiting.append(op)
                 if isinstance(op, Fork):  # its children may get operations before it is carried out
                     self._sequences.update((path, _Sequence()) for path in op.into)
-        self._advance()
+            self._advance()  # after each: what is done does not depend on how operations were grouped
 
     def end(self) -> None:
         """No more operations come."""
@@ -99,9 +98,8 @@ class Simulation:
         """Fail what is under way, and end."""
         if self._ended:
             return
-        for seq in self._sequences.values():
-            while seq.ops:
-                self._fail(seq.ops.popleft(), "aborted", "the program was cancelled")
+        for op in self._waiting:
+            self._fail(op, "aborted", "the program was cancelled")
         self.stop(Ended(usage=self._usage(), kind="aborted", message="the program was cancelled"))
 
     def stop(self, ended: Ended) -> None:
@@ -117,7 +115,7 @@ class Simulation:
         if op is None or self._ended:
             return False
         del self._pending[op.id]
-        self._sequences[op.seq].ops.popleft()
+        self._waiting.remove(op)
         self._generate(op, self._sequences[op.seq], text)
         self._advance()
         return True
@@ -126,30 +124,31 @@ class Simulation:
         self._deliver(event)
 
     def _advance(self) -> None:
-        moved = True
-        while moved and not self._ended:
-            moved = False
-            for path in list(self._sequences):
-                seq = self._sequences[path]
-                while seq.ops and self._step(seq.ops[0], seq):
-                    moved = True
-        if self._ending and not any(seq.ops for seq in self._sequences.values()):
+        """Carry out the earliest operation that can be, until none can."""
+        index, blocked = 0, set[str]()
+        while index < len(self._waiting) and not self._ended:
+            op = self._waiting[index]
+            if op.seq in blocked or not self._step(op, self._sequences[op.seq]):
+                blocked.add(op.seq)
+                index += 1
+            else:
+                del self._waiting[index]
+                index, blocked = 0, set()
+        if self._ending and not self._waiting:
             self.stop(Ended(usage=self._usage()))
 
     def _step(self, op: AnyOp, seq: _Sequence) -> bool:
-        """Carry out the next operation of a sequence; False when it must wait."""
+        """Carry out an operation whose turn it is on its sequence; False when it must wait."""
         if op.id in self._pending:
             return False
         trouble = seq.failed or self._trouble(op)
         if trouble is not None and not isinstance(op, Close):
-            seq.ops.popleft()
             self._fail(op, trouble[0], f"depends on an operation that failed: {trouble[1]}")
             return True
         if not self._ready(op):
             return False
         if isinstance(op, Gen | Select):
             return self._call(op, seq)
-        seq.ops.popleft()
         self._carry_out(op, seq)
         return True
 
@@ -191,7 +190,6 @@ class Simulation:
     def _call(self, op: Gen | Select, seq: _Sequence) -> bool:
         limit = op.sampling.max_tokens or 0 if isinstance(op, Gen) else 0
         need = len(WORDS.findall(seq.text)) + limit
-        seq.ops.popleft()
         self._prompts.append(seq.text)
         self._emit(Started(op=op.id, seq=op.seq, var=op.var))
         if need > self._context_length:
@@ -206,7 +204,6 @@ class Simulation:
         if isinstance(op, Select):
             self._choose(op, seq, answer)
         elif isinstance(answer, Pending):
-            seq.ops.appendleft(op)
             self._pending[op.id] = op
             return False
         else:

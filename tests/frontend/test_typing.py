@@ -1,0 +1,108 @@
+"""What type checkers infer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ramet
+
+SNIPPET = """
+import enum
+from typing import Any, Literal, assert_type
+
+import ramet as rt
+
+
+class Grade(enum.Enum):
+    A = "A"
+
+
+@rt.function
+def plain(s: rt.State, question: str, n: int = 1) -> list[str]:
+    s += "x" + rt.gen("y") + s.gen()
+    s += rt.assistant("Sure: " + rt.gen("z"))
+    assert_type(s.gen(), rt.Value[str])
+    assert_type(s.gen(name="a", max_tokens=5), rt.Value[str])
+    assert_type(s.gen(bool), rt.Value[bool])
+    assert_type(s.gen(Grade), rt.Value[Grade])
+    assert_type(s.gen(n=3), rt.Value[list[str]])
+    assert_type(s.gen(Literal["a"]), rt.Value[Any])
+    assert_type(s.reply(), rt.Value[str])
+    assert_type(s.reply(Grade, prefix="Grade: ").get(), Grade)
+    assert_type(s.select(["a", "b"]), rt.Value[str])
+    assert_type(s.gen().map(len), rt.Value[int])
+    assert_type(rt.gather(s.gen(bool), s.gen(bool)), list[bool])
+    branches = s.fork(["a", "b"])
+    branches += "x"
+    branches += lambda i: str(i) + rt.gen("x")
+    with s.user():
+        s += "x"
+    return [branch.item for branch in branches]
+
+
+@rt.function(temperature=0)
+async def later(s: rt.State, city: str) -> Grade:
+    return await s.gen(Grade)
+
+
+class Asker:
+    @rt.function
+    def ask(self, s: rt.State, question: str) -> int:
+        return 1
+
+
+assert_type(plain("q"), rt.Run[list[str]])
+assert_type(plain("q", n=2).result(), list[str])
+assert_type(later("Paris"), rt.Run[Grade])
+assert_type(Asker().ask("q").result(), int)
+assert_type(plain.using(temperature=0.5)("q").result(), list[str])
+assert_type(plain.batch([("q",)]).result(), list[list[str]])
+
+
+async def main() -> None:
+    assert_type(await later("Paris"), Grade)
+    assert_type(await rt.agather(plain("q").value("x")), list[Any])
+
+
+plain(5)  # E: arg-type
+plain()  # E: call-arg
+plain("q", wrong=1)  # E: call-arg
+"""
+
+
+def test_mypy_infers_values_and_runs(tmp_path):
+    links = tmp_path / "types" / "ramet"
+    links.mkdir(parents=True)
+    # The language alone: what needs the runtime (Engine) is Any here, and need not be read.
+    (links / "frontend").symlink_to(Path(ramet.frontend.__path__[0]))
+    for name in ("__init__.py", "py.typed"):
+        (links / name).symlink_to(Path(ramet.__file__).parent / name)
+    snippet = tmp_path / "snippet.py"
+    snippet.write_text(SNIPPET)
+    checked = subprocess.run(
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "mypy",
+            "--strict",
+            "--config-file=",
+            "--cache-dir",
+            str(tmp_path / "cache"),
+            "snippet.py",
+        ],
+        env={**os.environ, "MYPYPATH": str(tmp_path / "types")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    lines = SNIPPET.splitlines()
+    expected = [(number, line.split("# E: ")[1]) for number, line in enumerate(lines, 1) if "# E: " in line]
+    found = []
+    for line in checked.stdout.splitlines():
+        if line.startswith("snippet.py:") and ": error: " in line:
+            found.append((int(line.split(":")[1]), line.rsplit("[", 1)[1].rstrip("]")))
+    assert found == expected, checked.stdout + checked.stderr
