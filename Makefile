@@ -10,6 +10,8 @@ ARGS ?=
 PACKAGES := frontend runtime kernels examples
 RUN := .venv/bin/python -P
 export PYTHONSAFEPATH := 1
+# threads that wait must not take the cores from those that work
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test nightly check bench types clean

@@ -73,7 +73,7 @@ def _wait_for(lock: object) -> None:
 def _build(wanted: str) -> None:
     python = str(VENV / "bin" / "python")
     _phase("virtual environment", [sys.executable, "-m", "venv", str(VENV)])
-    install = [python, "-P", "-m", "pip", "install", "-q", "-c", "constraints.txt", *_torch_source(python)]
+    install = [python, "-P", "-m", "pip", "install", "-qq", "-c", "constraints.txt", *_torch_source(python)]
     _phase("packages (minutes the first time)", [*install, "-e", ".[dev]"])
     STAMP.write_text(wanted, encoding="ascii")
 

@@ -19,10 +19,9 @@ from ramet.frontend.backends.base import Backend
 from ramet.frontend.entries import Entry, Kind, Seq
 from ramet.frontend.errors import (
     Aborted,
-    ConstraintError,
     GenerationError,
+    ProgramError,
     StateError,
-    ToolError,
     TransportError,
 )
 from ramet.frontend.ir import (
@@ -57,7 +56,7 @@ class Execution:
         self._lock = threading.Lock()
         self._body: tuple[bool, Any] | None = None
         self._ending = False
-        self.outbox = Outbox(self._lock, self.record.seqs, self._poisoned, self._lost)
+        self.outbox = Outbox(self._lock, self.record, self._lost, self._drain)
         self.outbox.session = backend.open(header, self.deliver)
 
     @contextmanager
@@ -66,12 +65,16 @@ class Execution:
             with self._lock:
                 yield
         finally:
-            while self.record.todo:
-                try:
-                    act = self.record.todo.popleft()
-                except IndexError:  # another thread took the last one
-                    break
-                act()
+            self._drain()
+
+    def _drain(self) -> None:
+        """Complete futures, outside the lock."""
+        while self.record.todo:
+            try:
+                act = self.record.todo.popleft()
+            except IndexError:  # another thread took the last one
+                break
+            act()
 
     # --- recording ---
 
@@ -217,7 +220,7 @@ class Execution:
         try:
             if self.outbox.session is not None:
                 self.outbox.session.cancel()
-        except GenerationError as error:
+        except ProgramError as error:
             self._lost(error)
         if self.on_cancel is not None:
             self.on_cancel()
@@ -233,7 +236,7 @@ class Execution:
         try:
             if self.outbox.session is not None:
                 self.outbox.session.end()
-        except GenerationError as error:
+        except ProgramError as error:
             self._lost(error)
 
     def _settle(self) -> None:
@@ -277,12 +280,7 @@ class Execution:
         self.bell.ring()
         self._end_when_done()
 
-    def _poisoned(self, entry: Entry, root: Entry) -> None:
-        what = "ToolError" if isinstance(root.error, ToolError) else type(root.error).__name__
-        message = f"depends on {root.id} (at {root.where}), which failed with {what}"
-        self.record.fail(entry, "generation", message, False, root)
-
-    def _lost(self, error: GenerationError | ConstraintError) -> None:
+    def _lost(self, error: ProgramError) -> None:
         """The backend does not take operations any more: nothing of this program will be answered."""
         kind = "transport" if isinstance(error, TransportError) else "generation"
         self.deliver(Ended(usage=Usage(), kind=kind, message=error.message))

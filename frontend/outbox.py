@@ -15,9 +15,10 @@ from collections.abc import Callable
 
 from ramet.frontend.backends.base import Session
 from ramet.frontend.entries import Entry, Seq, merged
-from ramet.frontend.errors import ConstraintError, GenerationError
+from ramet.frontend.errors import ProgramError, TransportError
 from ramet.frontend.host import HOST
 from ramet.frontend.ir import ROOT, AnyOp, Close, Fork, Join, Put, Ref, Text
+from ramet.frontend.record import Record
 
 COMPANY = 0.002  # seconds that an operation waits for others to travel with it
 
@@ -25,21 +26,20 @@ COMPANY = 0.002  # seconds that an operation waits for others to travel with it
 class Outbox:
     """`queue` and `pump` run under the owner's lock; `flush` takes it itself.
 
-    `poison(entry, root)` fails an operation that can never be sent; `lost(error)` says that the backend refused a
-    batch.
+    `lost(error)` says that the backend is gone; `complete()` completes the futures of operations that were refused.
     """
 
     def __init__(
         self,
         lock: threading.Lock,
-        seqs: dict[str, Seq],
-        poison: Callable[[Entry, Entry], None],
-        lost: Callable[[GenerationError | ConstraintError], None],
+        record: Record,
+        lost: Callable[[ProgramError], None],
+        complete: Callable[[], None],
     ) -> None:
         self._lock = lock
-        self._seqs = seqs
-        self._poison = poison
+        self._record = record
         self._lost = lost
+        self._complete = complete
         self._order = threading.Lock()  # held while a batch is handed over: batches keep their order
         self._ready: list[AnyOp] = []
         self._held: list[Entry] = []
@@ -99,8 +99,8 @@ class Outbox:
                 return ref.root
         if isinstance(entry.op, Join):
             for path in entry.op.branches:
-                if self._seqs[path].dead is not None:
-                    return self._seqs[path].dead
+                if self._record.seqs[path].dead is not None:
+                    return self._record.seqs[path].dead
         return None
 
     def _bury(self, entry: Entry, root: Entry) -> None:
@@ -110,11 +110,17 @@ class Outbox:
             if entry.seq.path in self._created:
                 self._go(entry)
             return
+        self._kill(entry, root)
+        self._record.poisoned(entry, root)
+
+    def _kill(self, entry: Entry, root: Entry) -> None:
+        """Nothing later on its sequence can be carried out."""
         if isinstance(entry.op, Fork):
+            self._created.difference_update(entry.op.into)
             for path in entry.op.into:
-                self._seqs[path].dead = root
-        entry.seq.dead = root
-        self._poison(entry, root)
+                self._record.seqs[path].dead = root
+        if entry.kind != "put":
+            entry.seq.dead = root
 
     def _go(self, entry: Entry) -> None:
         entry.sent = True
@@ -148,12 +154,49 @@ class Outbox:
                 ops, self._ready = self._ready, []
             if not ops or self.session is None:
                 return
+            gone: TransportError | None = None
             try:
-                self.session.send(ops)
+                self._send(ops)
+            except TransportError as error:
+                gone = error
+        if gone is not None:
+            self._lost(gone)
+        self._complete()
+
+    def _send(self, ops: list[AnyOp]) -> None:
+        assert self.session is not None, "the owner opens a session before anything is recorded"
+        try:
+            self.session.send(ops)
+        except TransportError:
+            raise
+        except ProgramError as error:
+            if len(ops) == 1:
+                self._refuse(ops[0], error)
                 return
-            except (GenerationError, ConstraintError) as error:
-                refused = error
-        self._lost(refused)
+            for op in ops:  # nothing of the batch has happened: all but what is wrong can still be carried out
+                if not self._follows_refused(op):
+                    self._send([op])
+
+    def _refuse(self, op: AnyOp, error: ProgramError) -> None:
+        entry = self._record.entries.get(op.id)
+        if entry is None:  # the Close of a branch that was collected
+            return
+        with self._lock:
+            entry.sent = False
+            self._record.refused(entry, error)
+            self._kill(entry, entry.root or entry)
+
+    def _follows_refused(self, op: AnyOp) -> bool:
+        """It depends on an operation that was refused: it fails too, and is not sent."""
+        entry = self._record.entries.get(op.id)
+        if entry is None or isinstance(op, Close):
+            return False
+        with self._lock:
+            root = self._dead_cause(entry)
+            if root is not None:
+                entry.sent = False
+                self._bury(entry, root)
+        return root is not None
 
     def _close_abandoned(self) -> None:
         while self.abandoned:

@@ -14,7 +14,16 @@ from typing import Any
 import msgspec
 
 from ramet.frontend.entries import Entry, Seq
-from ramet.frontend.errors import FAILURES, Aborted, BudgetExceeded, GenerationError, ProgramError, ProgramTimeout
+from ramet.frontend.errors import (
+    FAILURES,
+    Aborted,
+    BudgetExceeded,
+    ConstraintError,
+    ContextOverflow,
+    GenerationError,
+    ProgramError,
+    ProgramTimeout,
+)
 from ramet.frontend.ir import ROOT, Ended, Event, Failed, Finished, Forked, Joined, Rendered, Sampling, Started, Token
 
 
@@ -129,6 +138,25 @@ class Record:
         if root is not None:
             error.__cause__ = root.error
         self.failed(entry, error, root or entry)
+
+    def poisoned(self, entry: Entry, root: Entry) -> None:
+        """It depends on `root`, which failed in this process: it was never sent."""
+        reason = root.error.message if isinstance(root.error, ProgramError) else repr(root.error)
+        message = f"depends on {root.id} (at {root.where}), which failed: {reason}"
+        if self.cause is not None or not isinstance(root.error, ContextOverflow | ConstraintError):
+            self.fail(entry, "generation", message, False, root)
+            return
+        tail = entry.seq.tail_before(entry)
+        error = type(root.error)(message, where=entry.where, branch=entry.seq.path, prompt_tail=tail)
+        error.__cause__ = root.error
+        self.failed(entry, error, root)
+
+    def refused(self, entry: Entry, error: ProgramError) -> None:
+        """The backend does not take it: it fails with the backend's own error, at the user's line."""
+        error.where, error.branch = entry.where, entry.seq.path
+        error.prompt_tail = entry.seq.tail_before(entry)
+        self._reserved.pop(entry.id, None)
+        self.failed(entry, error, entry)
 
     def failed(self, entry: Entry, error: BaseException, root: Entry) -> None:
         """Mark it failed with `error`, of which `root` is the origin."""

@@ -165,7 +165,7 @@ class _Calls:
             yield Text(id=item.id, seq=item.seq, parts=(self._values[item.id],))
 
     def _exactly(self, gen: Gen) -> object:
-        """The sampling that generates as many tokens as the recorded call did, whatever they are; an end token counts."""
+        """The sampling that generates as many tokens as the recorded call did: its end token counts."""
         meta = self._results[gen.id].meta
         count = max(1, meta.completion_tokens + isinstance(meta.matched, int))
         return msgspec.structs.replace(

@@ -155,7 +155,7 @@ def _short(segments: _Segments, chosen: I64, queries: int, tokens: int, window: 
     item = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes])
     block = low[item] + np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
     rows = (segments.first[chosen][:, None] + np.arange(queries)).reshape(-1)
-    # a KV head's rows are ordered by new token, then by query head of its group; padding rows see what the last one sees
+    # a KV head's rows are ordered by new token, then by query head of its group; padding rows see what the last sees
     height = 1 if queries == 1 else padded(queries * segments.group)
     row = np.minimum(np.arange(height) // segments.group, queries - 1)
     position = (segments.length[chosen] - queries)[item][:, None] + row

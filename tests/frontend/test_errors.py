@@ -3,6 +3,7 @@
 import pytest
 
 import ramet as rt
+from ramet.frontend.ir import Gen
 
 
 def test_a_failure_names_line_branch_prompt_and_cause():
@@ -92,7 +93,7 @@ def test_a_failing_host_function_is_a_tool_error_with_its_cause():
             value.get()
         assert isinstance(caught.value.__cause__, ValueError)
         for branch, name in ((s, "y"), (other, "z")):
-            with pytest.raises(rt.GenerationError, match="failed with ToolError") as poisoned:
+            with pytest.raises(rt.GenerationError, match="which failed: int raised ValueError") as poisoned:
                 branch[name]
             assert poisoned.value.__cause__ is caught.value
         return "handled"
@@ -174,7 +175,7 @@ def test_a_join_of_a_poisoned_branch_fails():
         s += rt.gen("x")
         return s["x"]
 
-    with pytest.raises(rt.GenerationError, match="failed with ToolError"):
+    with pytest.raises(rt.GenerationError, match="which failed: int raised ValueError"):
         body.using(backend=rt.Mock("!"))().result(10)
 
 
@@ -208,5 +209,43 @@ def test_operations_that_a_backend_refuses():
         s.user("x")
         return s.reply().get()
 
-    with pytest.raises(rt.GenerationError, match="this place has no roles"):
+    with pytest.raises(rt.ConstraintError, match="this place has no roles") as caught:
         body.using(backend=Refusing("x"))().result(10)
+    assert caught.value.where.startswith("test_errors.py:")
+
+
+def test_an_operation_that_a_backend_refuses_fails_alone():
+    class Picky(rt.Mock):
+        def open(self, header, deliver):
+            session = super().open(header, deliver)
+            send = session.send
+
+            def pick(batch):
+                for op in batch:
+                    if isinstance(op, Gen) and op.sampling.max_tokens == 99:
+                        raise rt.ContextOverflow("99 tokens do not fit")
+                send(batch)
+
+            session.send = pick
+            return session
+
+    @rt.function
+    def body(s):
+        good, bad = s.fork(2)
+        bad += rt.gen("a", max_tokens=99)
+        bad += rt.gen("b")
+        deeper = bad.fork(1)[0]
+        deeper += rt.gen("c")
+        good += rt.gen("d") + " and "
+        other = s.fork(1)[0]
+        other += bad.value("a") + rt.gen("e")
+        with pytest.raises(rt.ContextOverflow, match=r"99 tokens.*test_errors\.py.*branch 0\.0\.b1"):
+            bad["a"]
+        for branch, name in ((bad, "b"), (deeper, "c"), (other, "e")):
+            with pytest.raises(rt.ContextOverflow, match="which failed: 99 tokens do not fit"):
+                branch[name]
+        return good["d"]
+
+    mock = Picky("fine")
+    assert body.using(backend=mock)().result(10) == "fine"
+    assert len(mock.prompts) == 1
