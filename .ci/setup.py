@@ -1,7 +1,7 @@
 """Make .venv. In: pyproject.toml, constraints.txt, this interpreter. Out: .venv with ramet installed editable.
 
 Idempotent: a stamp inside .venv holds a digest of all inputs, so that a second call returns at once. Runs on the
-standard library of any Python 3, so that an old interpreter gets a sentence and not a syntax error.
+standard library of Python 3.7 and newer, so that an old interpreter gets a sentence and not a syntax error.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ OLDEST = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".ramet-stamp"
+LOCK = ROOT / "build" / "setup.lock"
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 
@@ -28,8 +29,8 @@ def main() -> int:
     wanted = _digest()
     if _stamped(wanted):
         return 0
-    VENV.mkdir(exist_ok=True)
-    with open(VENV / ".lock", "w", encoding="ascii") as lock:
+    LOCK.parent.mkdir(exist_ok=True)
+    with open(LOCK, "w", encoding="ascii") as lock:
         _wait_for(lock)
         if not _stamped(wanted):
             _build(wanted)
@@ -37,16 +38,22 @@ def main() -> int:
 
 
 def _with_newer_python() -> int:
-    for minor in (13, 12, 11):
+    for minor in (12, 11, 13):
         found = shutil.which("python3.{}".format(minor))  # noqa: UP032 (old interpreters come here)
-        if found:
+        if found and _runs([found, "-c", "import ensurepip, venv"]):
             return subprocess.call([found, *sys.argv])
     mine = ".".join(str(part) for part in sys.version_info[:3])
     sys.stderr.write(
-        "error: ramet needs Python 3.11 or newer; {} is {}. "  # noqa: UP032
-        "Install one, or name it: make PYTHON=python3.12 demo\n".format(sys.executable, mine)
+        "error: ramet needs Python 3.11 or newer, with venv; {} is {}. "  # noqa: UP032
+        "Install one (Debian, Ubuntu: python3-venv too), or name it: make PYTHON=python3.12 demo\n".format(
+            sys.executable, mine
+        )
     )
     return 1
+
+
+def _runs(command: list[str]) -> bool:
+    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def _digest() -> str:
@@ -72,7 +79,9 @@ def _wait_for(lock: object) -> None:
 
 def _build(wanted: str) -> None:
     python = str(VENV / "bin" / "python")
-    _phase("virtual environment", [sys.executable, "-m", "venv", str(VENV)])
+    same = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    if not (os.path.exists(python) and _runs([python, "-P", "-c", same])):
+        _phase("virtual environment", [sys.executable, "-m", "venv", "--clear", str(VENV)])
     install = [python, "-P", "-m", "pip", "install", "-qq", "-c", "constraints.txt", *_torch_source(python)]
     _phase("packages (minutes the first time)", [*install, "-e", ".[dev]"])
     STAMP.write_text(wanted, encoding="ascii")
@@ -96,7 +105,8 @@ def _phase(name: str, command: list[str]) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"}
     status = subprocess.call(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
     if status:
-        raise SystemExit(f"error: set-up failed at {name!r} (status {status}); the command was: {' '.join(command)}")
+        hint = "; is pip's venv support installed (Debian, Ubuntu: python3-venv)?" if "venv" in command else ""
+        raise SystemExit(f"\nerror: set-up failed at {name!r}{hint} (status {status}): {' '.join(command)}")
     sys.stdout.write(f"{time.monotonic() - start:.0f} s\n")
     sys.stdout.flush()
 

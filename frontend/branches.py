@@ -10,9 +10,11 @@ import string
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Self, overload
 
+from ramet.frontend.core import Core
+from ramet.frontend.entries import Entry, Seq
 from ramet.frontend.errors import ConstraintError, StateError
 from ramet.frontend.expressions import Piece, check_piece
-from ramet.frontend.ir import Join
+from ramet.frontend.ir import Join, Role
 from ramet.frontend.state import State, check_state
 from ramet.frontend.values import Value, listed, one_error
 from ramet.frontend.waiting import wait, wait_async
@@ -29,6 +31,7 @@ class Branches(Sequence[State]):
     def __init__(self, parent: State, states: Sequence[State]) -> None:
         self._parent = parent
         self._states = list(states)
+        self._seqs = [state._core.seq for state in states]
         self._joined = False
 
     def __len__(self) -> int:
@@ -148,11 +151,16 @@ class Branches(Sequence[State]):
                     where=where,
                     branch=state._core.seq.path,
                 )
-        for state in self._states:
-            state._core.execution.seal(state._core.seq)
-        paths = tuple(state._core.seq.path for state in self._states)
-        path = parent.seq.path
-        parent.execution.add(parent.seq, "join", where, lambda op: Join(id=op, seq=path, branches=paths))
+        together: list[Seq] = []
+        for state, forked in zip(self._states, self._seqs, strict=True):
+            if state._core.seq is forked:
+                together.append(forked)
+                continue
+            # It adopted another branch: its text lies on several sequences. It is said again, by reference.
+            _join(parent, together, where)
+            together = []
+            _repeat(parent, state._core.seq.timeline()[len(forked.timeline()) - len(forked.entries) :], where)
+        _join(parent, together, where)
 
     def _append_filled(self, template: str, where: str) -> None:
         try:
@@ -190,6 +198,29 @@ class Branches(Sequence[State]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} branches of {self._parent!r}>"
+
+
+def _join(parent: Core, seqs: list[Seq], where: str) -> None:
+    if seqs:
+        for seq in seqs:
+            parent.execution.seal(seq)
+        paths, path = tuple(seq.path for seq in seqs), parent.seq.path
+        parent.execution.add(parent.seq, "join", where, lambda op: Join(id=op, seq=path, branches=paths))
+
+
+def _repeat(parent: Core, entries: Sequence[Entry], where: str) -> None:
+    """Record on `parent` what `entries` say: their constants, references to their values, their role edges."""
+    for entry in entries:
+        if entry.kind == "text":
+            for piece in list(entry.pieces):
+                parent.execution.add_text(parent.seq, piece, where)
+        elif entry.kind in ("gen", "select"):
+            parent.execution.add_text(parent.seq, entry, where)
+        elif isinstance(entry.op, Role):
+            parent.role(entry.op.role, entry.op.edge == "begin", where)
+        elif isinstance(entry.op, Join):
+            for path in entry.op.branches:
+                _repeat(parent, parent.execution.record.seqs[path].entries, where)
 
 
 def fork(state: State, n: int | Sequence[Any], where: str) -> Branches:

@@ -51,7 +51,7 @@ class Core:
     def gen(
         self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str
     ) -> Value[Any]:
-        """Record a generation; with n > 1, on n branches, the first of which this state goes on from."""
+        """Record a generation; with n > 1, n - 1 more on branches from here: this state goes on with the first."""
         if n > 1:
             return self._samples(name, options, n, timeout, where)
         sampling = build(self.defaults, options, where)
@@ -61,11 +61,10 @@ class Core:
     def _samples(
         self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str
     ) -> Value[Any]:
-        cores = self.child_cores(range(n), where)
-        parts = [core.gen(name, options, 1, timeout, where) for core in cores]
-        for core in cores[1:]:
+        others = self.child_cores(range(1, n), where)
+        parts = [core.gen(name, options, 1, timeout, where) for core in (self, *others)]
+        for core in others:
             self.execution.close(core.seq, "was one of n samples")
-        self.move_to(cores[0].seq)
         value: Value[Any] = listed(self.execution, self.seq, parts, name or "", where)
         if name is not None:
             self.define(name, value)

@@ -19,7 +19,6 @@ from ramet.frontend.backends.base import Backend
 from ramet.frontend.entries import Entry, Kind, Seq
 from ramet.frontend.errors import (
     Aborted,
-    GenerationError,
     ProgramError,
     StateError,
     TransportError,

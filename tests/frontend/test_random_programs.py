@@ -125,7 +125,7 @@ def test_random_programs_say_what_the_model_says(program):
         play(s, program, [])
 
     with rt.Mock(answer) as mock:
-        run = body.using(backend=mock)()
+        run = body.using(backend=mock, timeout=30)()
         streamed = "".join(run.text_iter())
         run.result(20)
         assert run.text() == streamed == model("", program, [])
@@ -149,7 +149,7 @@ def test_random_programs_with_a_failing_generation_end(program, failing):
         play(s, program, [])
 
     with rt.Mock(unreliable) as mock:
-        run = body.using(backend=mock)()
+        run = body.using(backend=mock, timeout=30)()
         error = run.error()
         if not 0 < failing <= calls[0]:
             assert error is None
