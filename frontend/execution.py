@@ -283,3 +283,5 @@ class Execution:
         """The backend does not take operations any more: nothing of this program will be answered."""
         kind = "transport" if isinstance(error, TransportError) else "generation"
         self.deliver(Ended(usage=Usage(), kind=kind, message=error.message))
+        if kind != "transport" and self.outbox.session is not None:  # it is there, and must not keep what it has
+            self.outbox.session.cancel()

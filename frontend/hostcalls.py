@@ -59,6 +59,12 @@ def call_host(
         else:
             future.set_result(result)
 
+    def begin() -> None:
+        try:
+            start()
+        except RuntimeError as error:  # the loop is closed, or the interpreter is shutting down
+            future.set_exception(tool_error(error))
+
     def start() -> None:
         failed = next((need.exception() for need in needs if need.exception() is not None), None)
         if failed is not None:
@@ -71,7 +77,7 @@ def call_host(
         else:
             HOST.submit(run_sync)
 
-    all_done(list(needs), start)
+    all_done(list(needs), begin)
     return future
 
 

@@ -57,7 +57,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         _bounds("temperature", self.temperature, 0.0, 100.0, "0 is greedy, 1 is the model's own distribution")
         _bounds("top_p", self.top_p, 1e-6, 1.0, "1 keeps every token")
         _bounds("min_p", self.min_p, 0.0, 1.0, "0 keeps every token")
-        _bounds("top_k", self.top_k, 0, 1 << 31, "0 keeps every token")
+        _bounds("top_k", self.top_k, 0, (1 << 31) - 1, "0 keeps every token")
         _bounds("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "0 is off")
         _bounds("presence_penalty", self.presence_penalty, -2.0, 2.0, "0 is off")
         _bounds("repetition_penalty", self.repetition_penalty, 0.01, 100.0, "1 is off")

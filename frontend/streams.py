@@ -94,8 +94,8 @@ class SpanReader:
             last = end is not None and self._index == end.index
             text, finished = self._reader.take(end.piece if end is not None and last else None)
             out.append(text)
-            if not finished:
-                return "".join(out), False
+            if not finished:  # what is incomplete when everything is over stays so
+                return "".join(out), over
             self._reader = None
             self._index += 1
         return "".join(out), True

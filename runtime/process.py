@@ -25,14 +25,14 @@ from ramet.runtime.start import load_tokenizer
 
 def build(config: Config, port: Port) -> tuple[EngineCore, m.Ready]:
     """Load the model that `config` names and put an engine on it."""
-    from ramet.runtime import runner as device  # torch is imported here, not by whoever imports this module
-    from ramet.runtime.models.load import load_weights
+    from ramet.runtime.models.load import load_weights  # torch is imported here, not by whoever imports this module
+    from ramet.runtime.runner import build as build_runner
 
     began = time.monotonic()
     source = hub.resolve(config.model)
     spec = hub.load_spec(source)
     tokenizer = load_tokenizer(source)
-    runner = device.build(config, spec, lambda dtype: load_weights(source, spec, dtype))
+    runner = build_runner(config, spec, lambda dtype: load_weights(source, spec, dtype))
     eos = tuple(sorted({*spec.eos, *tokenizer.eos}))
     core = EngineCore(runner, port, limits=config.limits, eos=eos, tokenizer=tokenizer, model=source.name)
     seconds = time.monotonic() - began

@@ -106,8 +106,8 @@ class Simulation:
         """The one terminal event."""
         if not self._ended:
             self._ended = True
-            self._emit(ended)
             self._over()
+            self._emit(ended)
 
     def release(self, var: str, text: str) -> bool:
         """Answer the oldest pending generation of `var`; False when there is none."""

@@ -1,6 +1,6 @@
 """Dense operations on the CPU. In: activations, one token a row, and weights packed once. Out: activations.
 
-What was measured (torch 2.11 to 2.13, MKL and oneDNN, AVX-512, 1 and 2 threads): a row of a linear layer has the same
+What was measured (torch 2.13, MKL and oneDNN, AVX-512, 1 and 2 threads): a row of a linear layer has the same
 bits for every number of rows that is a multiple of `TILE`, and not for 1-3 (float32: 5-7 and 9-11 as well). So rows
 are padded.
 """

@@ -104,6 +104,18 @@ def test_a_stream_raises_what_the_program_failed_with():
         list(handle.text_iter("a"))
 
 
+def test_a_stream_ends_where_the_body_raised():
+    @rt.function
+    def body(s):
+        s += "text that nothing follows"
+        raise ValueError("mine")
+
+    stream = body.using(backend=rt.Mock())().text_iter()
+    assert next(stream) == "text that nothing follows"
+    with pytest.raises(ValueError, match="mine"):
+        next(stream)
+
+
 def test_cancel_frees_the_session_and_wakes_every_reader():
     mock = rt.Mock(PENDING)
     raised = []

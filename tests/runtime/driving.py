@@ -47,7 +47,9 @@ class Result:
 class Drive:
     """An engine under test."""
 
-    def __init__(self, runner: Runner, *, tokenizer: Tokenizer | None = None, eos: tuple[int, ...] = (), **limits: object) -> None:
+    def __init__(
+        self, runner: Runner, *, tokenizer: Tokenizer | None = None, eos: tuple[int, ...] = (), **limits: object
+    ) -> None:
         self.port = ListPort()
         self.core = EngineCore(runner, self.port, limits=Limits(**limits), eos=eos, tokenizer=tokenizer)  # type: ignore[arg-type]
         self.results: dict[tuple[str, str], Result] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -33,10 +32,10 @@ REQUESTS = [(prompt, SAMPLINGS[i % len(SAMPLINGS)], 1000 + i) for i, prompt in e
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def decoder(request: pytest.FixtureRequest) -> Iterator[Decoder]:
+def decoder(request: pytest.FixtureRequest) -> Decoder:
     torch.set_num_threads(1)
     dtype = getattr(torch, request.param)
-    yield Decoder(SPEC, random_weights(SPEC, dtype, seed=3), "cpu", dtype)
+    return Decoder(SPEC, random_weights(SPEC, dtype, seed=3), "cpu", dtype)
 
 
 def drive(decoder: Decoder, *, capacity: int = 2048, **limits: object) -> Drive:

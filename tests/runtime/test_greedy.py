@@ -22,7 +22,7 @@ from ramet.runtime.runner import TorchRunner
 from ramet.runtime.start import load_tokenizer
 from ramet.runtime.text import Tokenizer
 
-from ..runtime.driving import Drive
+from .driving import Drive
 
 pytestmark = pytest.mark.model
 PROMPTS, TOKENS = 200, 128
@@ -30,7 +30,18 @@ NEAR_TIE = 1e-4  # nats: where transformers' two best tokens are closer than thi
 NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}
 NAMES |= {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
 NAMES |= {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-SUBJECTS = ["the sea", "a small town", "prime numbers", "bread", "old trains", "the moon", "teaching", "rivers", "glass", "wind"]
+SUBJECTS = [
+    "the sea",
+    "a small town",
+    "prime numbers",
+    "bread",
+    "old trains",
+    "the moon",
+    "teaching",
+    "rivers",
+    "glass",
+    "wind",
+]
 OPENINGS = [
     "Write a short story about {}.",
     "The history of {} begins with",
