@@ -35,9 +35,7 @@ def call_host(
     future: Future[Any] = Future()
 
     def tool_error(error: BaseException) -> ToolError:
-        wrapped = ToolError(f"{name} raised {type(error).__name__}: {error}", where=where, branch=seq.path)
-        wrapped.__cause__ = error
-        return wrapped
+        return _tool_error(name, error, where, seq.path)
 
     def run_sync() -> None:
         try:
@@ -79,6 +77,12 @@ def call_host(
 
     all_done(list(needs), begin)
     return future
+
+
+def _tool_error(name: str, error: BaseException, where: str, branch: str) -> ToolError:
+    wrapped = ToolError(f"{name} raised {type(error).__name__}: {error}", where=where, branch=branch)
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _is_async(fn: Callable[..., Any]) -> bool:
