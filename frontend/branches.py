@@ -16,7 +16,7 @@ from ramet.frontend.errors import ConstraintError, StateError
 from ramet.frontend.expressions import Piece, check_piece
 from ramet.frontend.ir import Join, Role
 from ramet.frontend.state import State, check_state
-from ramet.frontend.values import Value, listed, one_error
+from ramet.frontend.values import Value, listed, mark_read, read_all, wait_for_all, wait_for_all_async
 from ramet.frontend.waiting import wait, wait_async
 from ramet.frontend.where import user_line
 
@@ -78,42 +78,46 @@ class Branches(Sequence[State]):
     def gather(self, name: str, on_error: Literal["raise", "return"] = "raise") -> list[Any]:
         """Every branch's `name`, in order; waits for all of them.
 
-        When one failed its error is raised, when several did an ExceptionGroup; the branches are then closed, so that
-        nothing more is asked of the others. With `on_error="return"` the errors stand in the list instead.
+        As soon as one fails its error is raised (an ExceptionGroup, when several have by then), and the branches are
+        closed: nothing more can be asked of them. With `on_error="return"` all are waited for, and errors stand in the
+        list.
         """
-        values = self._values(name)
+        values = self._values(name, on_error)
         for value in values:
             value._refuse_blocking()
+        if on_error == "raise":
+            wait_for_all(values)
+            return self._read(values)
+        for value in values:
             if not value.done:
-                wait(value.future, value._timeout, f"the value of {name!r}")
-        return self._collect(name, values, on_error)
+                wait(value.future, value._timeout, value._what())
+        return _results(values)
 
     async def agather(self, name: str, on_error: Literal["raise", "return"] = "raise") -> list[Any]:
         """`gather` for async bodies."""
-        values = self._values(name)
+        values = self._values(name, on_error)
+        if on_error == "raise":
+            await wait_for_all_async(values)
+            return self._read(values)
         for value in values:
             if not value.done:
-                await wait_async(value.future, value._timeout, f"the value of {name!r}")
-        return self._collect(name, values, on_error)
+                await wait_async(value.future, value._timeout, value._what())
+        return _results(values)
 
-    def _values(self, name: str) -> list[Value[Any]]:
+    def _values(self, name: str, on_error: str) -> list[Value[Any]]:
+        where = user_line()
+        if on_error not in ("raise", "return"):
+            raise ConstraintError(f"on_error={on_error!r}: must be 'raise' or 'return'", where=where)
         values = [state.value(name) for state in self._states]
         self._parent._core.execution.outbox.flush()
         return values
 
-    def _collect(self, name: str, values: list[Value[Any]], on_error: str) -> list[Any]:
-        out: list[Any] = []
-        errors: list[BaseException] = []
-        for value in values:
-            try:
-                out.append(value._read())
-            except Exception as error:  # noqa: BLE001 - collected: returned or raised below
-                errors.append(error)
-                out.append(error)
-        if errors and on_error == "raise":
+    def _read(self, values: list[Value[Any]]) -> list[Any]:
+        try:
+            return read_all(values)
+        except Exception:
             self._close("was closed: a branch of its fork failed")
-            raise one_error(errors, f"{name!r} failed in {len(errors)} of {len(values)} branches")
-        return out
+            raise
 
     def join(self, mode: JoinMode = "gather_variable", template: str | None = None) -> None:
         """End the branches; never waits. Every variable that they defined becomes a list of the parent, in branch
@@ -198,6 +202,11 @@ class Branches(Sequence[State]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} branches of {self._parent!r}>"
+
+
+def _results(values: Sequence[Value[Any]]) -> list[Any]:
+    mark_read(values)
+    return [error if (error := value.future.exception()) is not None else value.future.result() for value in values]
 
 
 def _join(parent: Core, seqs: list[Seq], where: str) -> None:

@@ -30,6 +30,7 @@ class Core:
         self.variables: dict[str, Value[Any]] = dict(parent.variables) if parent else {}
         self.own: dict[str, None] = {}
         self.role_open: str | None = parent.role_open if parent else None
+        self.unentered: tuple[str, str] | None = None  # role and line of a message block that nobody has entered yet
 
     def __del__(self) -> None:
         execution = getattr(self, "execution", None)
@@ -39,6 +40,13 @@ class Core:
     def check(self, where: str) -> None:
         """Raise unless operations may be recorded now."""
         self.execution.check(self.seq, where)
+        if self.unentered is not None:
+            (role, where), self.unentered = self.unentered, None
+            raise StateError(
+                f"{role}() without content: give the message's text, or write `with s.{role}(): ...`",
+                where=where,
+                branch=self.seq.path,
+            )
 
     def define(self, name: str, value: Value[Any]) -> None:
         """Set a variable."""
@@ -112,11 +120,11 @@ class Core:
     def role(self, role: str, begin: bool, where: str) -> None:
         """Record the begin or the end of a message. Messages do not nest."""
         if begin and self.role_open is not None:
-            message = f"a {role} message begins inside a {self.role_open} message: end that one first"
+            message = f"the message of {role!r} begins inside one of {self.role_open!r}: end that one first"
             raise StateError(message, where=where, branch=self.seq.path)
         if not begin and self.role_open != role:
             inside = f"the open message is of {self.role_open!r}" if self.role_open else "no message is open"
-            raise StateError(f"the end of a {role} message, but {inside}", where=where, branch=self.seq.path)
+            raise StateError(f"the end of a message of {role!r}, but {inside}", where=where, branch=self.seq.path)
         path = self.seq.path
         self.execution.add(
             self.seq,

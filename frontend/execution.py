@@ -13,7 +13,8 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, NoReturn, cast
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.entries import Entry, Kind, Seq
@@ -37,6 +38,7 @@ from ramet.frontend.ir import (
 from ramet.frontend.outbox import Outbox
 from ramet.frontend.record import Record, complete
 from ramet.frontend.waiting import Bell
+from ramet.frontend.where import users_frames
 
 
 class Execution:
@@ -54,6 +56,7 @@ class Execution:
         self.on_cancel: Callable[[], None] | None = None
         self._lock = threading.Lock()
         self._body: tuple[bool, Any] | None = None
+        self._trace: TracebackType | None = None  # of the error that left the body
         self._ending = False
         self.outbox = Outbox(self._lock, self.record, self._lost, self._drain)
         self.outbox.session = backend.open(header, self.deliver)
@@ -202,6 +205,7 @@ class Execution:
         if isinstance(error, asyncio.CancelledError):
             error = self.record.cause or Aborted(f"the task of program {self.name!r} was cancelled")
         error.add_note(f"in the ramet program {self.name!r}")
+        error.__traceback__ = self._trace = users_frames(error)
         with self._locked():
             self._body = (False, error)
         self.cancel(error)
@@ -252,6 +256,10 @@ class Execution:
         if self._body is not None and not self._body[0] and (cause is None or cause is self._body[1]):
             return cast(BaseException, self._body[1])
         return cause if cause is not None else self.record.unread_failure()
+
+    def raise_error(self, error: BaseException) -> NoReturn:
+        """Raise the outcome's error. It may be raised many times: each begins with the traceback of the body alone."""
+        raise error.with_traceback(self._trace if self._body == (False, error) else None)
 
     # --- events ---
 

@@ -93,7 +93,10 @@ def check_piece(piece: object) -> None:
     if isinstance(piece, str | Expr):
         return
     if piece is None:
-        remedy = "None cannot be appended; did a function forget to return its expression?"
+        remedy = (
+            "None cannot be appended; did a function forget to return its expression? (Methods of a state such as "
+            "s.user(...) append by themselves; the expression is ramet.user(...))"
+        )
     elif isinstance(piece, list | tuple):
         remedy = (
             f"a {type(piece).__name__} cannot be appended to one state; join it, or append it to the branches of a fork"

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.errors import EngineError
@@ -87,7 +87,7 @@ class using:  # noqa: N801 - reads as a statement: `with using(backend):`
     do."""
 
     def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+        self._backend = check_backend(backend)
         self._tokens: list[contextvars.Token[Backend | None]] = []
 
     def __enter__(self) -> Backend:
@@ -107,7 +107,18 @@ def enter_backend(backend: Backend) -> None:
 
 def set_default_backend(backend: Backend | None) -> None:
     """The backend of programs that name none and run in no `with using(...)`. Process-wide (SGLang's name)."""
-    HOST.default_backend = backend
+    HOST.default_backend = None if backend is None else check_backend(backend)
+
+
+def check_backend(backend: Any) -> Backend:
+    """`backend` itself, or `EngineError` when programs cannot run on it."""
+    if isinstance(backend, type) or not callable(getattr(backend, "open", None)):
+        shown = backend.__name__ if isinstance(backend, type) else repr(backend)
+        raise EngineError(
+            f"backend={shown}: must be a backend, such as ramet.Engine(model) or ramet.Mock(answers)"
+            + (f"; did you mean ramet.Engine({shown})?" if isinstance(backend, str) else "")
+        )
+    return cast(Backend, backend)
 
 
 def choose_backend(*named: Backend | None) -> Backend:

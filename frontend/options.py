@@ -6,7 +6,8 @@ or a `ConstraintError` at the user's line that names the option, its value and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypedDict
 
 from ramet.frontend.errors import ConstraintError
@@ -115,7 +116,13 @@ def _translate(name: str, value: Any, out: dict[str, Any], where: str) -> None:
     elif name in SAMPLING:
         out[name] = value
     else:
-        raise ConstraintError(f"{name}={value!r}: no such option; known: {', '.join(SAMPLING)}", where=where)
+        raise ConstraintError(f"{name}={value!r}: no such option; {hint(name, SAMPLING)}", where=where)
+
+
+def hint(name: str, known: Collection[str]) -> str:
+    """What an unknown name was probably meant to be, or all that there are."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
 
 
 def _refuse_unless(fine: bool, name: str, value: object, remedy: str, where: str) -> None:
@@ -136,10 +143,9 @@ def _list(name: str, value: Any, where: str) -> list[Any]:
 
 
 def _strings(name: str, value: Any, where: str) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else _list(name, value, where)
-    for text in texts:
-        if not isinstance(text, str):
-            raise ConstraintError(f"{name}={value!r}: must be a string or a list of strings", where=where)
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Sequence | set | frozenset) or not all(isinstance(text, str) for text in texts):
+        raise ConstraintError(f"{name}={value!r}: must be a string or a list of strings", where=where)
     return tuple(texts)
 
 

@@ -1,14 +1,15 @@
 """Operations on their way to the backend.
 
 In: recorded operations. Out: batches of them, in the order in which they were recorded. They go at the next read, at
-the end, or 2 ms after the first, whichever is first, so that what is recorded together (the branches of a fork)
-arrives together. An operation that refers to a value that this process still computes is held back, and what follows
-it on its sequence too; when the value fails, they fail here and are never sent.
+the end, or when nothing was recorded for 2 ms (50 ms after the first at the latest), so that what is recorded together
+(the branches of a fork) arrives together. An operation that refers to a value that this process still computes is held
+back, and what follows it on its sequence too; when the value fails, they fail here and are never sent.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from ramet.frontend.host import HOST
 from ramet.frontend.ir import ROOT, AnyOp, Close, Fork, Join, Put, Ref, Text
 from ramet.frontend.record import Record
 
-COMPANY = 0.002  # seconds that an operation waits for others to travel with it
+QUIET = 0.002  # seconds without a new operation after which those that are ready leave
+PATIENCE = 0.05  # seconds that an operation waits for others to travel with it, at most
 
 
 class Outbox:
@@ -44,7 +46,8 @@ class Outbox:
         self._ready: list[AnyOp] = []
         self._held: list[Entry] = []
         self._created = {ROOT}
-        self._armed = False
+        self._armed = False  # a timer is on its way
+        self._first = self._latest = 0.0  # when the ready operations were recorded
         self.session: Session | None = None
         self.abandoned: deque[Seq] = deque()  # sequences whose State was collected; filled by __del__, without a lock
 
@@ -136,14 +139,27 @@ class Outbox:
             op = entry.op
         if isinstance(op, Fork):
             self._created.update(op.into)
+        self._latest = time.monotonic()
+        if not self._ready:
+            self._first = self._latest
         self._ready.append(op)
         if not self._armed:
-            self._armed = True
-            late = weakref.WeakMethod(self._flush_late)  # a timer keeps no run alive
-            HOST.later(COMPANY, lambda: flush() if (flush := late()) is not None else None)
+            self._arm(QUIET)
 
-    def _flush_late(self) -> None:
-        self._armed = False
+    def _arm(self, seconds: float) -> None:
+        self._armed = True
+        look = weakref.WeakMethod(self._look)  # a timer keeps no run alive
+        HOST.later(seconds, lambda: method() if (method := look()) is not None else None)
+
+    def _look(self) -> None:
+        """The timer: send, or look again when the newest operation will have waited long enough."""
+        with self._lock:
+            self._armed = False
+            leave = min(self._latest + QUIET, self._first + PATIENCE) if self._ready else 0.0
+            left = leave - time.monotonic()
+            if left > 0:
+                self._arm(left)
+                return
         self.flush()
 
     def flush(self) -> None:
@@ -165,17 +181,21 @@ class Outbox:
 
     def _send(self, ops: list[AnyOp]) -> None:
         assert self.session is not None, "the owner opens a session before anything is recorded"
+        refusal: ProgramError | None = None
         try:
             self.session.send(ops)
         except TransportError:
             raise
         except ProgramError as error:
-            if len(ops) == 1:
-                self._refuse(ops[0], error)
-                return
-            for op in ops:  # nothing of the batch has happened: all but what is wrong can still be carried out
-                if not self._follows_refused(op):
-                    self._send([op])
+            refusal = error
+        if refusal is None:
+            return
+        if len(ops) == 1:
+            self._refuse(ops[0], refusal)
+            return
+        for op in ops:  # nothing of the batch has happened: all but what is wrong can still be carried out
+            if not self._follows_refused(op):
+                self._send([op])
 
     def _refuse(self, op: AnyOp, error: ProgramError) -> None:
         entry = self._record.entries.get(op.id)
@@ -183,7 +203,7 @@ class Outbox:
             return
         with self._lock:
             entry.sent = False
-            self._record.refused(entry, error)
+            self._record.refused(entry, error.with_traceback(None))  # where the backend found it says nothing
             self._kill(entry, entry.root or entry)
 
     def _follows_refused(self, op: AnyOp) -> bool:

@@ -14,8 +14,8 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Type
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.batch import Batch, lazily
 from ramet.frontend.errors import ConstraintError
-from ramet.frontend.host import choose_backend
-from ramet.frontend.options import SAMPLING, checked
+from ramet.frontend.host import check_backend, choose_backend
+from ramet.frontend.options import SAMPLING, checked, hint
 from ramet.frontend.run import Run, Setting, start
 from ramet.frontend.state import State
 from ramet.frontend.where import user_line
@@ -68,10 +68,18 @@ class Program(Generic[P, R]):
         return {name: value for name, value in kwargs.items() if name not in options}, options
 
     def _arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
-        partial = self._signature.bind_partial(*args, **kwargs)
-        for name, value in self._bound.items():
-            partial.arguments.setdefault(name, value)
-        return self._signature.bind(*_positional(partial), **_keywords(partial))
+        try:
+            partial = self._signature.bind_partial(*args, **kwargs)
+            for name, value in self._bound.items():
+                partial.arguments.setdefault(name, value)
+            return self._signature.bind(*_positional(partial), **_keywords(partial))
+        except TypeError as error:
+            near = [hint(name, known) for name in kwargs if name not in (known := self._known_names())]
+            remedy = f"; {near[0]}" if near and "did you mean" in near[0] else ""
+            raise TypeError(f"{self.__name__}{self._signature}: {error}{remedy}") from None
+
+    def _known_names(self) -> tuple[str, ...]:
+        return (*self._signature.parameters, *RUN_OPTIONS, *SAMPLING)
 
     def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Run[R]:
         arguments = self._arguments(args, kwargs)
@@ -105,7 +113,7 @@ class Program(Generic[P, R]):
         """
         where = user_line()
         chosen = _run_options(options, where)
-        prepared = self._rows(list(rows), where)
+        prepared = self._rows(rows, where)
         return Batch(self.__name__, self._starters(prepared, chosen), concurrency, on_error, progress, where)
 
     @overload
@@ -131,7 +139,7 @@ class Program(Generic[P, R]):
         if generator_style:
             starters = self._starters((self._row(i, row, where) for i, row in enumerate(rows)), chosen)
             return lazily(starters, concurrency, progress_bar, where)
-        prepared = self._rows(list(rows), where)
+        prepared = self._rows(rows, where)
         batch = Batch(self.__name__, self._starters(prepared, chosen), concurrency, "return", progress_bar, where)
         batch.result()
         return batch.runs
@@ -144,7 +152,9 @@ class Program(Generic[P, R]):
             row = options if seed is None else {**options, "seed": _row_seed(seed, index)}
             yield functools.partial(self._start, args, kwargs, row)
 
-    def _rows(self, rows: list[Any], where: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    def _rows(self, rows: Iterable[Any], where: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
+            raise ConstraintError(f"rows={rows!r:.80}: must be a list with one row per run", where=where)
         return [self._row(index, row, where) for index, row in enumerate(rows)]
 
     def _row(self, index: int, row: Any, where: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -153,9 +163,7 @@ class Program(Generic[P, R]):
         try:
             self._arguments(args, kwargs)
         except TypeError as error:
-            raise ConstraintError(
-                f"row {index}: {error}; the program is {self.__name__}{self._signature}", where=where
-            ) from None
+            raise ConstraintError(f"row {index}: {error}", where=where) from None
         return args, kwargs
 
     # --- variants ---
@@ -180,8 +188,8 @@ class Program(Generic[P, R]):
         """This program with some arguments given; an explicit argument of a call beats a bound one."""
         unknown = [name for name in arguments if name not in self._signature.parameters]
         if unknown:
-            known = ", ".join(self._signature.parameters) or "none"
-            raise ConstraintError(f"bind({unknown[0]}=...): no such parameter; known: {known}", where=user_line())
+            remedy = hint(unknown[0], self._signature.parameters)
+            raise ConstraintError(f"bind({unknown[0]}=...): no such parameter; {remedy}", where=user_line())
         other: Program[..., R] = self._clone()
         other._bound.update(arguments)
         return other
@@ -207,6 +215,10 @@ class Program(Generic[P, R]):
 
 def _parse(fn: Callable[..., Any], where: str) -> tuple[inspect.Signature, int]:
     """The signature without the state (and `self`), and at which place the state stands."""
+    if not callable(fn):
+        raise ConstraintError(
+            f"function({fn!r}): decorate a function; options go by keyword: @function(temperature=0)", where=where
+        )
     parameters = list(inspect.signature(fn).parameters.values())
     index = next((i for i, parameter in enumerate(parameters[:2]) if _is_state(parameter)), 0)
     if not parameters or parameters[index].kind not in (
@@ -248,6 +260,8 @@ def _keywords(arguments: inspect.BoundArguments) -> dict[str, Any]:
 def _run_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     out = checked({k: v for k, v in options.items() if k not in RUN_OPTIONS}, where)
     out.update({k: v for k, v in options.items() if k in RUN_OPTIONS and v is not None})
+    if "backend" in out:
+        check_backend(out["backend"])
     timeout, budget, seed = out.get("timeout"), out.get("budget"), out.get("seed")
     if timeout is not None and not (isinstance(timeout, int | float) and math.isfinite(timeout) and timeout > 0):
         raise ConstraintError(f"timeout={timeout!r}: must be a positive number of seconds", where=where)

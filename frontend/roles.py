@@ -24,14 +24,17 @@ class RoleScope:
         self._core = core
         self._role = role
         self._where = where
+        self.promise = (role, where)  # a block that is made is to be entered: see `Core.check`
 
     def __enter__(self) -> None:
+        if self._core.unentered is self.promise:
+            self._core.unentered = None
+        self._core.check(self._where)
         self._core.role(self._role, True, self._where)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         # A block that is left by an exception ends its message too; if that cannot be recorded any more (the program
-        # was
-        # cancelled), the first exception is the one to see.
+        # was cancelled), the first exception is the one to see.
         with contextlib.suppress(ProgramError) if error is not None else contextlib.nullcontext():
             self._core.role(self._role, False, user_line() or self._where)
 

@@ -107,7 +107,7 @@ class Run(State, Generic[R]):
     def _outcome(self) -> R:
         error = self._run.outcome.exception()
         if error is not None:
-            raise error
+            self._run.raise_error(error)
         return self._run.outcome.result()  # type: ignore[no-any-return]
 
     def _wait(self, timeout: float | None = None) -> None:
@@ -210,17 +210,22 @@ class Run(State, Generic[R]):
     def _raise_at_end(self) -> None:
         error = self._run.outcome.exception()
         if error is not None and not isinstance(error, Aborted):
-            raise error
+            self._run.raise_error(error)
 
-    def text_iter(self, name: str | None = None) -> Iterator[str]:
+    def text_iter(self, name: str | None = None, *, var_name: str | None = None) -> Iterator[str]:
         """The text of variable `name`, or of the whole program, in pieces as it is generated: each character once.
-        Several readers each get everything. Raises what the operation, or the program, failed with."""
+        Several readers each get everything. Raises what the operation, or the program, failed with. (`var_name`:
+        SGLang's spelling of `name`.)"""
+        name = name if name is not None else var_name
         with self._until_interrupted():
             yield from follow(self._run, lambda: self._reader(name))
 
-    async def text_async_iter(self, name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
+    async def text_async_iter(
+        self, name: str | None = None, return_meta_data: bool = False, *, var_name: str | None = None
+    ) -> AsyncIterator[Any]:
         """`text_iter` for event loops. With `return_meta_data`: pairs of text and meta info (SGLang's; without a
         finish reason until the generation has finished)."""
+        name = name if name is not None else var_name
         async for text in follow_async(self._run, lambda: self._reader(name)):
             yield (text, self._meta_so_far(name)) if return_meta_data else text
 

@@ -54,9 +54,13 @@ class State:
             if piece:
                 core.execution.add_text(core.seq, piece, where)
         elif isinstance(piece, Concat):
+            for value in piece.parts:
+                if isinstance(value, Value):
+                    _refuse_echo(core, value, where)
             for part in piece.parts:
                 self._append(part, where)
         elif isinstance(piece, Value):
+            _refuse_echo(core, piece, where)
             core.execution.add_text(core.seq, piece.as_entry(core.execution, core.seq), where)
         elif isinstance(piece, GenExpr):
             core.gen(piece.name, piece.options, piece.n, None, piece.where or where)
@@ -104,7 +108,7 @@ class State:
         """Append the most likely of `choices`; `meta` of the value carries the scores."""
         where = user_line()
         self._core.check(where)
-        return self._core.select(name, check_choices(choices, where), check_method(method, where), where)
+        return self._core.select(name, check_choices(choices, where), check_method(method, where, "method"), where)
 
     @overload
     def reply(self, type: type[T], *, prefix: Piece = "", **options: Unpack[GenOptions]) -> Value[T]: ...
@@ -137,7 +141,9 @@ class State:
     def _role(self, role: str, content: Piece | None, where: str) -> RoleScope | None:
         self._core.check(where)
         if content is None:
-            return RoleScope(self._core, role, where)
+            scope = RoleScope(self._core, role, where)
+            self._core.unentered = scope.promise
+            return scope
         check_piece(content)
         with RoleScope(self._core, role, where):
             self._append(content, where)
@@ -227,6 +233,14 @@ class State:
     def __getitem__(self, name: str) -> Any:
         return self.value(name).get()
 
+    def get_var(self, name: str) -> Any:
+        """`self[name]` (SGLang's name)."""
+        return self[name]
+
+    def set_var(self, name: str, value: Any) -> None:
+        """`self[name] = value` (SGLang's name)."""
+        self[name] = value
+
     def __setitem__(self, name: str, value: Any) -> None:
         core, where = self._core, user_line()
         core.check(where)
@@ -287,6 +301,20 @@ class Copy(State):
         for name in self._core.own:
             self._parent.define(name, self._core.variables[name])
         self._core.execution.close(self._core.seq, "was a copy whose block has ended")
+
+
+def _refuse_echo(core: Core, value: Value[Any], where: str) -> None:
+    """`s += s.gen()` would say everything twice: the method has appended it already."""
+    entry = value.entry
+    if entry is None or entry.kind not in ("gen", "select") or not where or value.where != where:
+        return
+    if core.seq.entries and core.seq.entries[-1] is entry:
+        raise ConstraintError(
+            f"{entry.kind}() of a state appends its text by itself: write s.{entry.kind}(...) alone, or append the "
+            f"expression ramet.{entry.kind}(...)",
+            where=where,
+            branch=core.seq.path,
+        )
 
 
 def check_state(state: object, where: str) -> State:

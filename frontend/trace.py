@@ -5,7 +5,6 @@ In: the record of a run, at any time. Out: rows (plain JSON data), a plain text 
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -15,12 +14,6 @@ from ramet.frontend.execution import Execution
 from ramet.frontend.ir import Fork, Join, Role, Select
 
 SHOWN = 60  # characters of a text in the tree
-STYLE = (
-    "body{font:14px/1.5 system-ui,sans-serif;margin:2rem;color:#222}"
-    "ul{list-style:none;border-left:1px solid #bbb;padding-left:1rem}"
-    "span{white-space:pre-wrap}.text,.role,.join{color:#555}.gen,.select{background:#e8f3e8}"
-    ".running,.recorded{background:#fdf6d8}.failed{background:#f9dcdc}small{color:#777}"
-)
 
 
 class Trace:
@@ -32,7 +25,7 @@ class Trace:
     def rows(self) -> list[dict[str, Any]]:
         """One row per operation, in the order of recording within each sequence: op, seq, kind, var, status, text,
         where, and for generations and choices the token counts, seconds and steps of their meta."""
-        return [_row(entry) for seq in self._sequences(self._run.record.root) for entry in _shown(seq)]
+        return [_row(entry) for seq in self._sequences(self._run.record.root) for entry in shown(seq)]
 
     def json(self) -> str:
         """The rows as JSON Lines."""
@@ -40,21 +33,13 @@ class Trace:
 
     def tree(self) -> str:
         """A plain text tree of branches and operations."""
-        return "\n".join([self._title(), *self._lines(self._run.record.root, "")])
+        return "\n".join([title(self._run), *self._lines(self._run.record.root, "")])
 
     def html(self) -> str:
         """A self-contained page; every text is escaped."""
-        title = html.escape(self._title())
-        head = f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style></head>"
-        return f"{head}<body><h1>{title}</h1>{self._list(self._run.record.root)}</body></html>\n"
+        from ramet.frontend.page import page
 
-    def _title(self) -> str:
-        run = self._run
-        outcome = run.outcome
-        state = "running" if not outcome.done() else "failed" if outcome.exception() is not None else "done"
-        metas = [entry.meta for entry in list(run.record.entries.values()) if entry.meta is not None]
-        tokens = sum(meta.completion_tokens for meta in metas)
-        return f"{run.name}: {state}, {len(metas)} calls, {tokens} generated tokens"
+        return page(self._run)
 
     def _sequences(self, seq: Seq) -> Iterator[Seq]:
         yield seq
@@ -66,10 +51,10 @@ class Trace:
         return [self._run.record.seqs[path] for path in entry.op.into] if isinstance(entry.op, Fork) else []
 
     def _lines(self, seq: Seq, indent: str) -> Iterator[str]:
-        entries = _shown(seq)
-        for index, entry in enumerate(entries):
+        entries = _folded(shown(seq))
+        for index, (role, entry) in enumerate(entries):
             last = index == len(entries) - 1
-            yield f"{indent}{'└─ ' if last else '├─ '}{_line(entry)}"
+            yield f"{indent}{'└─ ' if last else '├─ '}{_line(entry, role)}"
             deeper = indent + ("   " if last else "│  ")
             children = self._children(entry)
             for number, child in enumerate(children):
@@ -77,21 +62,41 @@ class Trace:
                 yield f"{deeper}{'└─ ' if final else '├─ '}{_branch(child)}"
                 yield from self._lines(child, deeper + ("   " if final else "│  "))
 
-    def _list(self, seq: Seq) -> str:
-        out = []
-        for entry in _shown(seq):
-            row = _row(entry)
-            label = html.escape(f"{row['op']} {_label(entry)} {row['where']} {_cost(entry)}".strip())
-            text = html.escape(row["error"] or row["text"])
-            out.append(f"<li><small>{label}</small> <span class='{row['kind']} {row['status']}'>{text}</span>")
-            for child in self._children(entry):
-                out.append(f"<ul><li>{html.escape(_branch(child))}{self._list(child)}</li></ul>")
-            out.append("</li>")
-        return f"<ul>{''.join(out)}</ul>"
+
+def title(run: Execution) -> str:
+    """What the run is, how far it is and what it took, in one line."""
+    outcome = run.outcome
+    state = "running" if not outcome.done() else "failed" if outcome.exception() is not None else "done"
+    metas = [entry.meta for entry in list(run.record.entries.values()) if entry.meta is not None]
+    tokens = sum(meta.completion_tokens for meta in metas)
+    return f"{run.name}: {state}, {len(metas)} calls, {tokens} generated tokens"
 
 
-def _shown(seq: Seq) -> list[Entry]:
+def shown(seq: Seq) -> list[Entry]:
+    """The operations of a sequence that say something."""
     return [entry for entry in list(seq.entries) if entry.kind != "close"]
+
+
+def _folded(entries: list[Entry]) -> list[tuple[str, Entry]]:
+    """(role, operation): a message of one operation is one line; all others stand by themselves, with role ""."""
+    out: list[tuple[str, Entry]] = []
+    index = 0
+    while index < len(entries):
+        begin, *rest = entries[index : index + 3]
+        if len(rest) == 2 and _is_message(begin, rest[0], rest[1]):
+            assert isinstance(begin.op, Role)
+            out.append((begin.op.role, rest[0]))
+            index += 3
+        else:
+            out.append(("", begin))
+            index += 1
+    return out
+
+
+def _is_message(begin: Entry, content: Entry, end: Entry) -> bool:
+    if not (isinstance(begin.op, Role) and begin.op.edge == "begin" and isinstance(end.op, Role)):
+        return False
+    return content.kind in ("text", "gen", "select") and begin.error is None and end.error is None
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -119,7 +124,8 @@ def _row(entry: Entry) -> dict[str, Any]:
     return row
 
 
-def _label(entry: Entry) -> str:
+def label(entry: Entry) -> str:
+    """What the operation is, in a few words."""
     op = entry.op
     if isinstance(op, Role):
         return f"{op.role} {op.edge}"
@@ -138,21 +144,24 @@ def _cost(entry: Entry) -> str:
     return f"[{entry.meta.completion_tokens} tokens, {entry.meta.finish_reason}]"
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: Entry, role: str) -> str:
+    """One line; `role` when the operation is a whole message."""
+    said = label(entry) if not role else role if entry.kind == "text" else f"{role}: {label(entry)}"
     if entry.kind in ("role", "fork"):
-        return _label(entry) + (" failed" if entry.status == "failed" else "")
+        return said + (" failed" if entry.status == "failed" else "")
     if entry.error is not None:
-        return f"{_label(entry)} failed: {_short(str(entry.error))}"
+        return f"{said} failed: {short(str(entry.error))}"
     text = entry.value_text() if entry.kind == "put" else entry.known_text()
     state = f" {entry.status}" if entry.status in ("recorded", "running") and entry.kind != "text" else ""
     cost = f" {_cost(entry)}" if entry.meta is not None else ""
-    return f"{_label(entry)}{state} {_short(text)!r}{cost}"
+    return f"{said}{state} {short(text)!r}{cost}"
 
 
 def _branch(seq: Seq) -> str:
-    item = "" if seq.item is None else f" {_short(str(seq.item))}"
+    item = "" if seq.item is None else f" {short(str(seq.item))}"
     return f"branch {seq.path.rsplit('.', 1)[-1]}{item}"
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """At most as much of a text as fits a line."""
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

@@ -73,8 +73,8 @@ def check_choices(choices: Sequence[str] | None, where: str) -> tuple[str, ...]:
     return tuple(choices)
 
 
-def check_method(method: Any, where: str) -> SelectMethod:
+def check_method(method: Any, where: str, field: str = "choices_method") -> SelectMethod:
     """The select method, or `ConstraintError` with the names that exist."""
     if method not in SELECT_METHODS:
-        raise ConstraintError(f"choices_method={method!r}: must be one of {', '.join(SELECT_METHODS)}", where=where)
+        raise ConstraintError(f"{field}={method!r}: must be one of {', '.join(SELECT_METHODS)}", where=where)
     return method  # type: ignore[no-any-return]

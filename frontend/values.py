@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Generic, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from ramet.frontend.entries import Entry, Seq
 from ramet.frontend.errors import StateError
@@ -16,7 +16,7 @@ from ramet.frontend.execution import Execution
 from ramet.frontend.expressions import Expr
 from ramet.frontend.hostcalls import call_host
 from ramet.frontend.ir import Meta
-from ramet.frontend.waiting import all_done, refuse_blocking, wait, wait_async
+from ramet.frontend.waiting import all_done, either, first_failure, refuse_blocking, wait, wait_async
 from ramet.frontend.where import user_line
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ class Value(Expr, Generic[T]):
         error = self._future.exception()
         if error is not None:
             self._execution.record.saw(error)
-            raise error
+            raise error.with_traceback(None)  # it may be raised many times
         return self._future.result()
 
     def _what(self) -> str:
@@ -181,6 +181,27 @@ class Value(Expr, Generic[T]):
 
     __hash__ = object.__hash__
 
+    if not TYPE_CHECKING:  # mistakes that a type checker reports by itself
+
+        def __getitem__(self, key):  # noqa: ANN001, ANN204
+            self._unread("cannot index")
+
+        def __int__(self):  # noqa: ANN204
+            self._unread("cannot make an int of")
+
+        def __float__(self):  # noqa: ANN204
+            self._unread("cannot make a float of")
+
+        def __lt__(self, other):  # noqa: ANN001, ANN204
+            self._unread("cannot compare")
+
+        __le__ = __gt__ = __ge__ = __lt__
+
+        def __getattr__(self, name):  # noqa: ANN001, ANN204
+            if name.startswith("_"):  # protocols that ask whether there is such a method
+                raise AttributeError(f"'Value' object has no attribute {name!r}")
+            raise AttributeError(f"a Value has no {name!r}: read what it holds first, with .get() or await")
+
 
 def constant(execution: Execution, seq: Seq, value: T, name: str, where: str) -> Value[T]:
     """A value that is known already."""
@@ -192,29 +213,29 @@ def constant(execution: Execution, seq: Seq, value: T, name: str, where: str) ->
 
 
 def listed(execution: Execution, seq: Seq, parts: Sequence[Value[Any]], name: str, where: str) -> Value[list[Any]]:
-    """The list of several values; fails with the first one's error, or an ExceptionGroup of all."""
+    """The list of several values; fails as soon as one of them does, with its error."""
     future: Future[list[Any]] = Future()
+    futures = [part.future for part in parts]
 
     def collect() -> None:
-        errors = [error for part in parts if (error := part.future.exception()) is not None]
-        if errors:
-            future.set_exception(one_error(errors, f"{name!r} failed in {len(errors)} branches"))
-        else:
-            future.set_result([part.future.result() for part in parts])
+        if not future.done():
+            future.set_result([part.result() for part in futures])
 
-    all_done([part.future for part in parts], collect)
+    def fail(_: Future[None]) -> None:
+        future.set_exception(next(e for part in futures if part.done() and (e := part.exception()) is not None))
+
+    first_failure(futures).add_done_callback(fail)
+    all_done(futures, collect)
     return _ListValue(execution, seq, future, name=name, where=where, parts=parts)
 
 
 class _ListValue(Value[list[Any]]):
-    """A list value: an error of a part that was raised through it counts as read."""
+    """A list value: whoever reads it has read all of its parts, also one that fails later."""
 
     __slots__ = ()
 
     def _read(self) -> list[Any]:
-        for part in self._parts:
-            part._known = True
-            part._execution.record.saw(part.future.exception())
+        mark_read(self._parts)
         return super()._read()
 
 
@@ -247,23 +268,22 @@ def one_error(errors: Sequence[BaseException], message: str) -> BaseException:
 
 
 def gather(*values: Value[T]) -> list[T]:
-    """Wait for all values; their list, in order. Raises the error of the failed one, an ExceptionGroup when several
-    failed."""
+    """Wait for all values; their list, in order.
+
+    Raises as soon as one of them has failed: its error, or an ExceptionGroup when several have.
+    """
     _flush(values)
     for value in values:
         value._refuse_blocking()
-        if not value.done:
-            wait(value.future, value._timeout, value._what())
-    return _collect(values)
+    wait_for_all(values)
+    return read_all(values)
 
 
 async def agather(*values: Value[T]) -> list[T]:
     """`gather` for async bodies."""
     _flush(values)
-    for value in values:
-        if not value.done:
-            await wait_async(value.future, value._timeout, value._what())
-    return _collect(values)
+    await wait_for_all_async(values)
+    return read_all(values)
 
 
 def _flush(values: Sequence[Value[Any]]) -> None:
@@ -274,14 +294,34 @@ def _flush(values: Sequence[Value[Any]]) -> None:
         execution.outbox.flush()
 
 
-def _collect(values: Sequence[Value[T]]) -> list[T]:
-    out: list[T] = []
-    errors: list[BaseException] = []
+def wait_for_all(values: Sequence[Value[Any]]) -> None:
+    """Wait in this thread until all values are done or one has failed."""
+    failed = first_failure([value.future for value in values])
     for value in values:
-        try:
-            out.append(value._read())
-        except BaseException as error:  # noqa: BLE001 - collected: all are raised below
-            errors.append(error)
+        if not (value.done or failed.done()):
+            wait(either(value.future, failed), value._timeout, value._what())
+
+
+async def wait_for_all_async(values: Sequence[Value[Any]]) -> None:
+    """`wait_for_all` in this event loop."""
+    failed = first_failure([value.future for value in values])
+    for value in values:
+        if not (value.done or failed.done()):
+            await wait_async(either(value.future, failed), value._timeout, value._what())
+
+
+def read_all(values: Sequence[Value[T]]) -> list[T]:
+    """The values once `wait_for_all` is over: their list, or the failures that are known now. All count as read."""
+    mark_read(values)
+    errors = [error for value in values if value.done and (error := value.future.exception()) is not None]
     if errors:
         raise one_error(errors, f"{len(errors)} of {len(values)} values failed")
-    return out
+    return [value.future.result() for value in values]
+
+
+def mark_read(values: Sequence[Value[Any]]) -> None:
+    """Somebody has read them, or the failure of one of them: theirs are not reported again at the end."""
+    for value in values:
+        value._known = value._known or value.done
+        saw = value._execution.record.saw
+        value.future.add_done_callback(lambda done, saw=saw: saw(done.exception()))  # type: ignore[misc]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
 from ramet.frontend.errors import ProgramTimeout, StateError
@@ -96,6 +96,27 @@ def all_done(sources: list[Future[Any]], then: Callable[[], None]) -> None:
         then()
     for source in list(sources):
         source.add_done_callback(count)
+
+
+def first_failure(sources: Sequence[Future[Any]]) -> Future[None]:
+    """What is done as soon as one of the sources has failed (never, if none does)."""
+    failed: Future[None] = Future()
+    for source in sources:
+        source.add_done_callback(lambda done: _once(failed) if done.exception() is not None else None)
+    return failed
+
+
+def either(one: Future[Any], other: Future[Any]) -> Future[None]:
+    """What is done as soon as one of the two is, however it went."""
+    done: Future[None] = Future()
+    for source in (one, other):
+        source.add_done_callback(lambda _: _once(done))
+    return done
+
+
+def _once(future: Future[None]) -> None:
+    with contextlib.suppress(InvalidStateError):  # another thread was first
+        future.set_result(None)
 
 
 class Bell:

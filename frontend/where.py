@@ -1,15 +1,19 @@
 """Where in the user's program something was asked for.
 
-In: the call stack. Out: "file.py:12", the innermost line that is not of the language itself.
+In: the call stack, or a traceback. Out: "file.py:12", the innermost line that is not of the language itself; the
+traceback without the language's own frames.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from types import FrameType
+from types import FrameType, TracebackType
+
+from ramet.frontend.errors import RametError
 
 _OWN = "ramet.frontend"
+_INSIDE = ("ramet.frontend", "ramet.runtime")
 _PLUMBING = ("contextlib", "threading")
 
 
@@ -22,3 +26,20 @@ def user_line() -> str:
             return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def users_frames(error: BaseException) -> TracebackType | None:
+    """The traceback of an error that left a body, as its author should read it: from the body on, and for an error
+    that ramet raised on purpose without the frames in which ramet found it. Any other keeps those: they may show a
+    bug."""
+    traces: list[TracebackType] = []
+    trace = error.__traceback__
+    while trace is not None:
+        ours = trace.tb_frame.f_globals.get("__name__", "").startswith(_INSIDE)
+        if not ours or (traces and not isinstance(error, RametError)):
+            traces.append(trace)
+        trace = trace.tb_next
+    kept: TracebackType | None = None
+    for trace in reversed(traces):
+        kept = TracebackType(kept, trace.tb_frame, trace.tb_lasti, trace.tb_lineno)
+    return kept if kept is not None else error.__traceback__

@@ -118,10 +118,17 @@ __all__ = [
     "using",
 ]
 
+ELSEWHERE = ("Endpoint", "Runtime", "RuntimeEndpoint", "OpenAI", "Anthropic", "VertexAI", "LiteLLM")
+
 
 def __getattr__(name: str) -> object:
     if name == "Engine":  # it pulls torch and the runtime: imported when it is asked for
         from ramet.frontend.backends.engine import Engine
 
         return Engine
+    if name in ELSEWHERE:
+        raise AttributeError(
+            f"ramet.{name} is not built into this version: run programs on ramet.Engine(model), in this machine, or on "
+            "ramet.Mock(answers)"
+        )
     raise AttributeError(f"module 'ramet' has no attribute {name!r}")

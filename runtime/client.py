@@ -6,6 +6,8 @@ sees anything, detokenises what comes back, and turns the engine's end into fail
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -61,68 +63,110 @@ class EngineClient:
 
     def __init__(self, config: Config, tokenizer: Tokenizer, template: ChatTemplate, *, in_process: bool) -> None:
         self.tokenizer = tokenizer
+        self.ready: m.Ready
         self._template = template
         self._config = config
         self._in_process = in_process
-        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # guards the fields below; never held while anything is waited for
         self._sessions: dict[str, ClientSession] = {}
         self._questions: dict[int, Future[m.Stats]] = {}
         self._asked = 0
         self._closed = False
-        self._link: Link | None = None
-        self._thread: threading.Thread | None = None
-        self.ready = self._start()
+        self._link: Link | None = None  # of an engine that is ready and was not lost
+        self._made: tuple[Link, threading.Thread] | None = None  # the last engine, and the thread that listens to it
+        self._starting = threading.Lock()
+        self._start()
 
     # -- the engine's life
 
-    def _start(self) -> m.Ready:
-        link: Link
-        if self._in_process:
-            from ramet.runtime.process import serve
-
-            config = self._config
-            link = ThreadLink(lambda port, ready: serve(config, port, ready))
-        else:
-            link = ProcessLink(self._config)
-        hello: Future[m.Ready] = Future()
-        self._link = link
-        self._thread = threading.Thread(target=self._listen, args=(link, hello), name="ramet-client", daemon=True)
-        self._thread.start()
-        return hello.result()
-
-    def _listen(self, link: Link, hello: Future[m.Ready]) -> None:
-        """The one thread that reads: dispatches until the engine is gone, then fails what is left."""
-        reason = "the engine ended"
-        while (items := link.receive()) is not None:
-            for item in items:
-                if isinstance(item, m.Step):
-                    self._dispatch(item)
-                elif isinstance(item, m.Ready):
-                    hello.set_result(item)
-                elif isinstance(item, m.Broken):
-                    reason = item.message
-                    if not hello.done():
-                        hello.set_exception(_rebuilt(item))
+    def _start(self) -> None:
+        """Start an engine and wait until it is ready, unless there is one. Raises what kept it from getting ready."""
+        with self._starting:
+            with self._lock:
+                self._refuse_if_over()
+                if self._link is not None:
+                    return
+                hello: Future[None] = Future()
+                begun = threading.Event()
+                link = self._connect()
+                arguments = (link, hello, begun)
+                thread = threading.Thread(target=self._listen, args=arguments, name="ramet-client", daemon=True)
+                self._made = (link, thread)
+            try:
+                thread.start()
+                hello.result()
+            except BaseException:  # Ctrl-C too: no half-started engine stays behind
+                link.close()
+                if begun.wait(1.0):  # else the thread could not be started
+                    thread.join()
                 else:
-                    item()
-        if not hello.done():
-            hello.set_exception(
-                errors.EngineError("the engine's process ended before it was ready; its log is on standard error")
+                    link.release()
+                raise
+
+    def _refuse_if_over(self) -> None:
+        if self._closed:
+            raise errors.TransportError("this engine is closed; make another one")
+        if os.getpid() != self._pid:
+            raise errors.TransportError(
+                "this engine belongs to the process that this one was forked from; make one here"
             )
-        self._lost(link, reason)
-        if isinstance(link, ProcessLink):
+
+    def _connect(self) -> Link:
+        if not self._in_process:
+            return ProcessLink(self._config)
+        from ramet.runtime.process import serve
+
+        config = self._config
+        return ThreadLink(lambda port, ready: serve(config, port, ready))
+
+    def _listen(self, link: Link, hello: Future[None], begun: threading.Event) -> None:
+        """The one thread that reads: dispatches until the engine is gone, then fails what is left."""
+        begun.set()
+        reason = ""
+        try:
+            while (items := link.receive()) is not None:
+                for item in items:
+                    if isinstance(item, m.Step):
+                        self._dispatch(item)
+                    elif isinstance(item, m.Ready):
+                        self._greet(link, item, hello)
+                    elif isinstance(item, m.Broken):
+                        reason = f"{item.error}: {item.message}"
+                        if not hello.done():
+                            hello.set_exception(_rebuilt(item))
+                    else:
+                        item()
+        finally:
+            reason = reason or link.ending()
+            if not hello.done():
+                hello.set_exception(
+                    errors.EngineError(f"the engine ended before it was ready: {reason}; its log is on standard error")
+                )
+            self._lost(link, reason)
             link.release()
+
+    def _greet(self, link: Link, ready: m.Ready, hello: Future[None]) -> None:
+        with self._lock:
+            self.ready = ready
+            self._link = link
+        hello.set_result(None)
 
     def _lost(self, link: Link, reason: str) -> None:
         with self._lock:
             if self._link is link:
                 self._link = None
+            what = "this engine was closed" if self._closed else f"the engine was lost: {reason}"
             sessions, self._sessions = list(self._sessions.values()), {}
             questions, self._questions = list(self._questions.values()), {}
         for session in sessions:
-            session.translator.lost("transport", f"the engine was lost: {reason}")
+            self._tell_lost(session, "transport", what)
         for question in questions:
-            question.set_exception(errors.TransportError(f"the engine was lost: {reason}"))
+            question.set_exception(errors.TransportError(what))
+
+    def _tell_lost(self, session: ClientSession, kind: str, what: str) -> None:
+        with contextlib.suppress(Exception):  # one program's reader must not keep the word from the others
+            session.translator.lost(kind, what)
 
     def _dispatch(self, step: m.Step) -> None:
         for news in step.news:
@@ -132,7 +176,13 @@ class EngineClient:
             if isinstance(news, m.Over):
                 with self._lock:
                     self._sessions.pop(news.program, None)
-            session.translator.news(news)
+            try:
+                session.translator.news(news)
+            except Exception as error:  # noqa: BLE001 (the request boundary: it ends this program alone)
+                with self._lock:
+                    self._sessions.pop(news.program, None)
+                session.cancel()
+                self._tell_lost(session, "generation", f"its news could not be read: {type(error).__name__}: {error}")
         for stats in step.stats:
             with self._lock:
                 question = self._questions.pop(stats.token, None)
@@ -160,28 +210,32 @@ class EngineClient:
     # -- frontend.backends.base.Backend
 
     def open(self, header: ir.Header, deliver: Deliver) -> ClientSession:
-        """Begin a program."""
-        with self._lock:
-            if self._closed:
-                raise errors.TransportError("this engine is closed; make another one")
-            if self._link is None:
-                self.ready = self._start()
-            session = ClientSession(self, header, deliver)
-            self._sessions[session.id] = session
-            self.send(m.OrderOpen(session.id, header.namespace, header.priority))
-        return session
+        """Begin a program; starts an engine when the last one was lost."""
+        while True:
+            with self._lock:
+                self._refuse_if_over()
+                if self._link is not None:
+                    session = ClientSession(self, header, deliver)
+                    self._sessions[session.id] = session
+                    self.send(m.OrderOpen(session.id, header.namespace, header.priority))
+                    return session
+            self._start()
 
     def stats(self, timeout: float = 30.0) -> m.Stats:
         """The engine's gauges and counters."""
         with self._lock:
+            self._refuse_if_over()
             if self._link is None:
-                raise errors.TransportError("the engine is gone")
+                raise errors.TransportError("the engine was lost; the next program starts another")
             self._asked += 1
-            question = self._questions[self._asked] = Future()
-            self.send(m.OrderStats(self._asked))
+            asked, question = self._asked, Future[m.Stats]()
+            self._questions[asked] = question
+            self.send(m.OrderStats(asked))
         try:
             return question.result(timeout)
         except TimeoutError:
+            with self._lock:
+                self._questions.pop(asked, None)
             raise errors.TransportError(f"the engine did not answer within {timeout} s") from None
 
     def flush(self) -> None:
@@ -190,17 +244,22 @@ class EngineClient:
 
     @property
     def process_id(self) -> int | None:
-        """The engine process's id, if it has one."""
+        """The id of the engine's process; None when it has none, or was lost."""
         return self._link.process.pid if isinstance(self._link, ProcessLink) else None
 
     def close(self) -> None:
-        """End every program and the engine."""
+        """End every program and the engine, and wait for it. Idempotent; in a forked child it does nothing."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             self._closed = True
-            link, thread = self._link, self._thread
-        if link is not None:
-            link.close()
-        if thread is not None and thread is not threading.current_thread():
+            made = self._made
+        if made is None:
+            return
+        link, thread = made
+        link.close()
+        # The collector of garbage may call this in a thread that the engine itself needs to end.
+        if threading.current_thread() is not thread and not link.is_current_thread():
             thread.join()
 
 

@@ -28,7 +28,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     model: a name that `models.hub.resolve` knows. dtype: "auto", "float32" or "bfloat16" (auto: bfloat16 where the
     processor computes with it, else float32). device: "cpu". threads: 0 is one per core. context: tokens of the
     longest sequence, 0 is the model's own. kv_tokens: KV slots, 0 is as many as a quarter of the free memory holds,
-    at most 65,536. max_running: sequences that decode at once. seed: of programs that give none; -1 draws one for each.
+    at most 65,536. max_running: sequences that decode at once.
     """
 
     model: str = "default"
@@ -38,7 +38,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     context: int = 0
     kv_tokens: int = 0
     max_running: int = 256
-    seed: int = -1
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -46,7 +45,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise EngineError(f"dtype={self.dtype!r}: choose auto, float32 or bfloat16")
         if self.device != "cpu":
             raise EngineError(f"device={self.device!r}: this version runs on cpu")
-        for field, low in (("threads", 0), ("context", 0), ("kv_tokens", 0), ("max_running", 1), ("seed", -1)):
+        for field, low in (("threads", 0), ("context", 0), ("kv_tokens", 0), ("max_running", 1)):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise EngineError(f"{field}={value!r}: must be an integer of at least {low}")

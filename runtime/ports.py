@@ -7,9 +7,11 @@ a `Link` the client's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,11 +22,13 @@ from typing import Protocol
 import msgspec
 import zmq
 
+from ramet.frontend.errors import EngineError
 from ramet.runtime import messages as m
 from ramet.runtime.config import Config
 
 Call = Callable[[], None]
 GRACE_SECONDS = 5.0
+SOCKETS = ("orders", "reports")  # names of the sockets in their directory
 
 
 class Link(Protocol):
@@ -41,6 +45,15 @@ class Link(Protocol):
 
     def close(self) -> None:
         """End the engine and wait for it. Idempotent."""
+
+    def release(self) -> None:
+        """Free what `receive` needed, once it has returned None; called by the receiving thread."""
+
+    def ending(self) -> str:
+        """How the engine ended, in words, once `receive` has returned None."""
+
+    def is_current_thread(self) -> bool:
+        """True in the engine's own thread, where waiting for its end would never end."""
 
 
 class QueuePort:
@@ -98,8 +111,19 @@ class ThreadLink:
         if not self._closed:
             self._closed = True
             self.send(m.OrderStop())
-        if threading.current_thread() is not self._thread:
+        if not self.is_current_thread():
             self._thread.join()
+
+    def release(self) -> None:
+        """Nothing to free."""
+
+    def ending(self) -> str:
+        """How the engine ended."""
+        return "its loop ended"
+
+    def is_current_thread(self) -> bool:
+        """True in the engine's thread."""
+        return threading.current_thread() is self._thread
 
 
 class ZmqPort:
@@ -109,7 +133,7 @@ class ZmqPort:
         self._context = zmq.Context()
         self._orders = self._context.socket(zmq.PULL)
         self._reports = self._context.socket(zmq.PUSH)
-        for socket, name in ((self._orders, "orders"), (self._reports, "reports")):
+        for socket, name in zip((self._orders, self._reports), SOCKETS, strict=True):
             socket.set_hwm(0)
             socket.setsockopt(zmq.LINGER, 1000)
             socket.connect(f"ipc://{directory}/{name}")
@@ -138,26 +162,33 @@ class ZmqPort:
 
 class ProcessLink:
     """An engine in a process of its own, which ends when this one does (its standard input is our pipe) and whose
-    end we notice at once (our pipe is its standard output)."""
+    end we notice at once (our pipe is its standard output). Raises `EngineError` when it cannot be started."""
 
     def __init__(self, config: Config) -> None:
         self._directory = tempfile.mkdtemp(prefix="ramet-")  # mode 0700
         self._context = zmq.Context()
-        self._orders = self._bind(zmq.PUSH, "orders")
-        self._reports = self._bind(zmq.PULL, "reports")
-        self._lock = threading.Lock()
-        self._encoder = msgspec.msgpack.Encoder()
+        # Reentrant: the collector of garbage may close an engine in the middle of a `send`.
+        self._lock = threading.RLock()
         self._decoder: msgspec.msgpack.Decoder[m.Report] = msgspec.msgpack.Decoder(m.Report)
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self._wake_out, self._wake_in = os.pipe()
         self._closed = False
-        command = [sys.executable, "-P", "-m", "ramet.runtime.process", self._directory]
-        # Threads that spin while they wait cost a factor of 20 and more as soon as another process wants the cores.
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONSAFEPATH": "1"}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        assert self.process.stdin is not None and self.process.stdout is not None, "both are pipes"
-        self.process.stdin.write(msgspec.json.encode(config) + b"\n")
-        self.process.stdin.flush()
+        self._ready = False
+        try:
+            self._orders = self._bind(zmq.PUSH, SOCKETS[0])
+            self._reports = self._bind(zmq.PULL, SOCKETS[1])
+            self.process = _spawn(self._directory, config)
+        except BaseException as error:  # Ctrl-C too
+            self._context.destroy(linger=0)
+            shutil.rmtree(self._directory, ignore_errors=True)
+            if not isinstance(error, (OSError, zmq.ZMQError)):
+                raise
+            raise EngineError(
+                f"the engine's process cannot be started: {error} (its sockets are in {self._directory!r}; TMPDIR "
+                "chooses another place, in_process=True needs none)"
+            ) from error
+        assert self.process.stdout is not None, "it is a pipe"
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_in, False)
         self._poller = zmq.Poller()
         self._alive_fd = self.process.stdout.fileno()
         for source in (self._reports, self._alive_fd, self._wake_out):
@@ -172,14 +203,15 @@ class ProcessLink:
 
     def send(self, order: m.Order) -> None:
         """Hand an order to the engine."""
-        with self._lock:
+        data = msgspec.msgpack.encode(order)
+        with self._lock, contextlib.suppress(zmq.Again):  # nobody is at the other end: `receive` tells
             if not self._closed:
-                self._orders.send(self._encoder.encode(order), zmq.NOBLOCK)
+                self._orders.send(data, zmq.NOBLOCK)
 
     def post(self, call: Call) -> None:
         """Have `receive` return `call`."""
         self._calls.put(call)
-        with self._lock:
+        with self._lock, contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
             if not self._closed:
                 os.write(self._wake_in, b"!")
 
@@ -207,12 +239,27 @@ class ProcessLink:
             try:
                 reports.append(self._decoder.decode(self._reports.recv(zmq.NOBLOCK)))
             except zmq.Again:
-                return reports
+                break
+        self._ready = self._ready or any(isinstance(report, m.Ready) for report in reports)
+        if any(isinstance(report, m.Broken) for report in reports):
+            self._let_go()  # it waits for this before it ends, so that its last word is never lost with it
+        return reports
+
+    def _let_go(self) -> None:
+        """Close our end of its standard input: it ends at once."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
 
     def close(self) -> None:
-        """Ask the process to end, wait, end it if it does not, and remove its directory. The receiving thread must
-        be done or the caller."""
-        self.send(m.OrderStop())
+        """Ask the process to end, wait, and end it if it does not; at once when it is still loading."""
+        if self._ready:
+            self.send(m.OrderStop())
+        else:
+            self.process.kill()
+        self._wait()
+
+    def _wait(self) -> None:
         try:
             self.process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -220,16 +267,45 @@ class ProcessLink:
             self.process.wait()
 
     def release(self) -> None:
-        """Free sockets, pipes and the directory; called by the receiving thread when `receive` has returned None."""
+        """Free sockets, pipes, the process and the directory."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
-        self.process.wait()
+        self._let_go()
+        self._wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         self._context.destroy(linger=0)
         os.close(self._wake_in)
         os.close(self._wake_out)
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def ending(self) -> str:
+        """The process's exit status, in words."""
+        self._let_go()
+        self._wait()
+        code = self.process.returncode
+        if code >= 0:
+            return f"its process ended with status {code}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        memory = "; the system may have run out of memory" if name == "SIGKILL" else ""
+        return f"its process was killed by {name}{memory}"
+
+    def is_current_thread(self) -> bool:
+        """False: it has a process."""
+        return False
+
+
+def _spawn(directory: str, config: Config) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "ramet.runtime.process", directory]
+    # Threads that spin while they wait cost a factor of 20 and more as soon as another process wants the cores.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONSAFEPATH": "1"}
+    # Its own process group: Ctrl-C is the client's to handle, also while the engine is still importing.
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, process_group=0)
+    assert process.stdin is not None, "it is a pipe"
+    with contextlib.suppress(BrokenPipeError):  # it has ended already: whoever listens is told
+        process.stdin.write(msgspec.json.encode(config) + b"\n")
+        process.stdin.flush()
+    return process

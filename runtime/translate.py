@@ -119,7 +119,7 @@ class Translator:
         del self._pending[op.id]
         tokens = [*pending.tokens[: news.keep], *news.tail]
         value = self._tokenizer.decode(tokens)
-        sampled = [*pending.logprobs, *pending.waiting]
+        sampled = [*pending.logprobs, *pending.waiting][: news.keep]
         pending.waiting = pending.waiting[: max(0, news.keep - len(pending.logprobs))]
         if len(value) > len(pending.sent):
             self._emit(value[len(pending.sent) :], pending, op)
@@ -130,7 +130,7 @@ class Translator:
             cached_tokens=news.cached,
             forced_tokens=news.forced,
             completion_tokens=len(pending.tokens),
-            logprobs=tuple(sampled[: news.keep]),
+            logprobs=tuple(sampled),
             mean_logprob=sum(p.logprob for p in sampled) / len(sampled) if sampled else None,
             tokens=tuple(tokens),
             first_step=news.first_step,

@@ -45,7 +45,7 @@ def refused(body, error=rt.ConstraintError, match="", answers="x"):
         ({"stop": [""]}, r"stop=''"),
         ({"stop": ["x"] * 17}, r"stop='17 strings'"),
         ({"stop": [1]}, r"stop=\[1\]"),
-        ({"stop": 5}, r"stop=5: must be a list"),
+        ({"stop": 5}, r"stop=5: must be a string or a list of strings"),
         ({"stop_token_ids": ["a"]}, r"stop_token_ids='a'"),
         ({"logprobs": 99}, r"logprobs=99"),
         ({"logit_bias": {1: 1000}}, r"logit_bias\[1\]"),
@@ -150,7 +150,7 @@ def test_roles_do_not_nest_and_end_what_they_begin():
     def crossed(s):
         s += rt.user_begin() + "x" + rt.assistant_end()
 
-    refused(nested, rt.StateError, "system message begins inside a user message")
+    refused(nested, rt.StateError, "message of 'system' begins inside one of 'user'")
     refused(unmatched, rt.StateError, "no message is open")
     refused(crossed, rt.StateError, "the open message is of 'user'")
 

@@ -6,7 +6,8 @@ import pytest
 
 import ramet as rt
 from ramet.frontend import outbox
-from ramet.frontend.ir import Close, Fork, Join
+from ramet.frontend.execution import Execution
+from ramet.frontend.ir import Close, Fork, Header, Join, Sampling
 
 
 class Recorder(rt.Mock):
@@ -162,17 +163,71 @@ def test_a_branch_that_is_dropped_is_closed():
 
 
 def test_what_is_recorded_together_arrives_together(monkeypatch):
-    monkeypatch.setattr(outbox, "COMPANY", 60.0)  # the machine may be slow; a read ends the wait
+    monkeypatch.setattr(outbox, "QUIET", 60.0)  # the machine may be slow; a read ends the wait
 
     def body(s):
         s += "root"
-        branches = s.fork(8)
-        branches += rt.gen("x")
-        branches.gather("x")
+        branches = s.fork(300)
+        branches += lambda i: f"{i}" + rt.gen("x")
+        branches += rt.gen("y")
+        branches.gather("y")
 
     backend = Recorder("answer")
     run(body, backend=backend)
-    assert len(backend.batches[0]) == 2 + 8
+    assert len(backend.batches[0]) == 2 + 300 * 3
+    assert len([op for batch in backend.batches[1:] for op in batch if not isinstance(op, Close)]) == 0
+
+
+class Clock:
+    """The time and the timers of an outbox, moved by the test."""
+
+    def __init__(self):
+        self.now = 100.0
+        self.timers = []
+
+    def monotonic(self):
+        return self.now
+
+    def later(self, seconds, act):
+        self.timers.append((self.now + seconds, act))
+        return lambda: None
+
+    def advance(self, seconds):
+        end = self.now + seconds
+        while due := [timer for timer in self.timers if timer[0] <= end]:
+            timer = min(due, key=lambda timer: timer[0])
+            self.timers.remove(timer)
+            self.now = max(self.now, timer[0])
+            timer[1]()
+        self.now = end
+
+
+def recorded_every(gap, count, monkeypatch):
+    """The milliseconds after the first at which operations left that were recorded `gap` seconds apart."""
+    clock, backend, sent = Clock(), Recorder("answer"), []
+    monkeypatch.setattr(outbox, "time", clock)
+    monkeypatch.setattr(outbox, "HOST", clock)
+    execution = Execution("body", Header(), backend)
+    execution.outbox.session.send = lambda ops: sent.append((round((clock.now - 100.0) * 1000), len(ops)))
+    for _ in range(count):
+        execution.add_gen(execution.record.root, "", Sampling(), "")
+        clock.advance(gap)
+    clock.advance(1.0)
+    assert clock.timers == []  # no timer goes on without operations
+    backend.close()
+    return sent
+
+
+def test_operations_leave_when_none_follows_for_two_milliseconds(monkeypatch):
+    assert recorded_every(0.001, 1, monkeypatch) == [(2, 1)]
+    assert recorded_every(0.001, 30, monkeypatch) == [(31, 30)]
+    assert recorded_every(0.003, 3, monkeypatch) == [(2, 1), (5, 1), (8, 1)]
+
+
+def test_operations_wait_at_most_fifty_milliseconds_for_others(monkeypatch):
+    sent = recorded_every(0.001, 120, monkeypatch)
+    assert [count for _, count in sent] == [50, 50, 20] or [count for _, count in sent] == [51, 51, 18]
+    assert sent[0][0] == 50
 
 
 def test_operations_are_handed_over_without_a_read():

@@ -185,6 +185,8 @@ def test_gather_raises_one_or_a_group():
         a, b, c = (branch.gen(name=branch.item) for branch in s.fork(["a", "b", "c"]))
         with pytest.raises(rt.GenerationError, match="first"):
             rt.gather(a, b)
+        with pytest.raises(rt.GenerationError, match="third"):
+            c.get()
         with pytest.raises(ExceptionGroup):
             rt.gather(a, b, c)
         return rt.gather(b)

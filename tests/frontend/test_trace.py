@@ -30,9 +30,7 @@ def test_tree():
     assert finished().tree() == "\n".join(
         [
             "program: done, 4 calls, 10 generated tokens",
-            "├─ user begin",
-            "├─ text '<script>alert(1)</script>'",
-            "├─ user end",
+            "├─ user '<script>alert(1)</script>'",
             "├─ call upper 'B & C'",
             "├─ gen a 'one two three' [3 tokens, stop]",
             "├─ text 'B & C'",
@@ -96,3 +94,26 @@ def test_a_failing_and_a_running_program():
     next(run.events())
     assert "gen a running ''" in run.tree()
     run.cancel()
+
+
+def test_the_page_shows_what_failed_and_what_still_runs():
+    @rt.function
+    def body(s):
+        s.user("Hi")
+        with s.assistant():
+            s += rt.select("mood", ["fine", "bad"])
+            for branch in s.fork(["left", "right"]):
+                branch += rt.gen(branch.item)
+
+    mock = rt.Mock({"left": PENDING, "*": ""}, fail={"right": "broken <b>"})
+    run = body.using(backend=mock)()
+    for event in run.events():
+        if isinstance(event, rt.Failed):
+            break
+    page = run.to_html()
+    run.cancel()
+    assert "gen right failed: broken &lt;b&gt;" in page
+    assert "<span class='gen running'" in page
+    assert "-0.100 &#x27;fine&#x27;" in page  # the scores of a choice, where one points at it
+    assert page.count("<details") == 2
+    assert page.count("<div") == page.count("</div>")
