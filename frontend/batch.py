@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from ramet.frontend.errors import Aborted, ConstraintError
 from ramet.frontend.run import Run
+from ramet.frontend.values import one_error
 from ramet.frontend.waiting import Bell, refuse_blocking
 
 R = TypeVar("R")
@@ -138,9 +139,7 @@ class Batch(Generic[R]):
         rows = [self._row(index) for index in range(len(self))]
         errors = [error for _, error in rows if error is not None]
         if errors and self._on_error == "raise":
-            if len(errors) == 1:
-                raise errors[0]
-            raise BaseExceptionGroup(f"{len(errors)} of {len(rows)} rows of {self._name!r} failed", errors)
+            raise one_error(errors, f"{len(errors)} of {len(rows)} rows of {self._name!r} failed")
         return [cast(R, value if error is None else error) for value, error in rows]
 
     def _row(self, index: int) -> tuple[R | None, BaseException | None]:

@@ -79,7 +79,7 @@ class Branches(Sequence[State]):
         """Every branch's `name`, in order; waits for all of them.
 
         As soon as one fails its error is raised (an ExceptionGroup, when several have by then), and the branches are
-        closed: nothing more can be asked of them. With `on_error="return"` all are waited for, and errors stand in the
+        cancelled: what they still compute stops. With `on_error="return"` all are waited for, and errors stand in the
         list.
         """
         values = self._values(name, on_error)
@@ -116,7 +116,7 @@ class Branches(Sequence[State]):
         try:
             return read_all(values)
         except Exception:
-            self._close("was closed: a branch of its fork failed")
+            self._cut("was cancelled: a branch of its fork failed")
             raise
 
     def join(self, mode: JoinMode = "gather_variable", template: str | None = None) -> None:
@@ -191,12 +191,19 @@ class Branches(Sequence[State]):
         for state in self._states:
             state._core.execution.close(state._core.seq, reason)
 
+    def _cut(self, reason: str) -> None:
+        """Stop the branches: what they still compute is of no use to anybody."""
+        for state in self._states:
+            state._core.execution.cut(state._core.seq, reason)
+        if self._states:
+            self._parent._core.execution.outbox.flush()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
-            self._close("was closed: its block raised")
+            self._cut("was cancelled: its block raised")
         elif not self._joined:
             self.join()
 

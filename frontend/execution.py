@@ -158,6 +158,21 @@ class Execution:
             self._add(seq, "close", "", lambda op: Close(id=op, seq=seq.path))
             seq.closed = reason
 
+    def cut(self, seq: Seq, reason: str) -> None:
+        """Stop whatever runs on `seq` and on what was forked from it, and take nothing more for it. The failures that
+        this causes are nobody's to report."""
+        with self._locked():
+            stopped = seq.closed
+            seq.closed = stopped or reason
+            if self.record.cause is not None or self.record.ended is not None or self._body is not None:
+                return
+            below = [s for path, s in self.record.seqs.items() if path == seq.path or path.startswith(seq.path + ".")]
+            running = [e for s in below for e in s.entries if e.status in ("recorded", "running")]
+            for entry in running:
+                entry.read = True
+            if running or not stopped:
+                self._add(seq, "close", "", lambda op: Close(id=op, seq=seq.path, now=True))
+
     def put(self, seq: Seq, source: Future[Any], where: str, var: str = "") -> Entry:
         """A value that this process computes, as an operation: it is sent when some text refers to it."""
         with self._locked():

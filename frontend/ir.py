@@ -153,7 +153,13 @@ class Put(Op, frozen=True, tag="put"):
 
 
 class Close(Op, frozen=True, tag="close"):
-    """No further operation will come for this sequence: its private KV may go (once no Join waits for its text)."""
+    """No further operation will come for this sequence: its private KV may go (once no Join waits for its text).
+
+    `now` also stops it and every sequence forked below it: what is recorded or under way there fails with kind
+    "aborted". It may follow an ordinary Close of the same sequence.
+    """
+
+    now: bool = False
 
 
 AnyOp = Text | Role | Gen | Select | Fork | Join | Put | Close

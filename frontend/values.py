@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from ramet.frontend.entries import Entry, Seq
-from ramet.frontend.errors import StateError
+from ramet.frontend.errors import Aborted, StateError, TransportError
 from ramet.frontend.execution import Execution
 from ramet.frontend.expressions import Expr
 from ramet.frontend.hostcalls import call_host
@@ -262,9 +262,14 @@ def call_value(
 
 
 def one_error(errors: Sequence[BaseException], message: str) -> BaseException:
-    """The error itself when there is one (or the same one several times), a group when there are several."""
-    distinct = list({id(error): error for error in errors}.values())
+    """The error itself when there is one (or the same one several times, or one lost backend or cancelled program that
+    failed them all), a group when there are several."""
+    distinct = list({_cause(error): error for error in reversed(errors)}.values())[::-1]
     return distinct[0] if len(distinct) == 1 else BaseExceptionGroup(message, distinct)
+
+
+def _cause(error: BaseException) -> object:
+    return (type(error), error.message) if isinstance(error, TransportError | Aborted) else id(error)
 
 
 def gather(*values: Value[T]) -> list[T]:

@@ -130,7 +130,7 @@ class Lowering:
             )
         sequence = self._touch(op.seq)
         if not isinstance(op, ir.Put) and (sequence.closed or sequence.joined):
-            if isinstance(op, ir.Close) and not sequence.closed:
+            if isinstance(op, ir.Close) and (op.now or not sequence.closed):
                 self._close(op, sequence)
                 self._call.ops.add(op.id)
                 return
@@ -373,9 +373,11 @@ class Lowering:
         self._call.values[op.id] = len(ids)
 
     def _close(self, op: ir.Close, sequence: _Sequence) -> None:
-        self._flush(sequence)
+        if not op.now:
+            self._flush(sequence)
+        sequence.pending = ""
         sequence.closed = True
-        self._call.out.append(m.Close(op.id, op.seq))
+        self._call.out.append(m.Close(op.id, op.seq, op.now))
 
 
 def branch_seed(seed: int, path: str) -> int:

@@ -60,7 +60,9 @@ class Put(Op, frozen=True, array_like=True, tag="put"):
 
 
 class Close(Op, frozen=True, array_like=True, tag="close"):
-    """The sequence gets no further operation."""
+    """The sequence gets no further operation; with `now` it and all below it stop at once."""
+
+    now: bool = False
 
 
 AnyOp = Append | Generate | Choose | Fork | Join | Put | Close

@@ -103,12 +103,31 @@ class Programs:
             self._define(program, op.op, np.array(op.tokens, np.int32))
             program.open -= 1
             return
+        if isinstance(op, m.Close) and op.now:
+            program.open -= 1
+            self._cut(program, op.seq)
+            return
         seq = program.sequences.get(op.seq)
         if seq is None:
             program.early.setdefault(op.seq, []).append(op)
             return
         seq.ops.append(op)
         self._guarded(seq)
+
+    def _cut(self, program: Program, branch: str) -> None:
+        """Stop a sequence and all that were forked below it: what is queued or under way there fails as aborted."""
+        message = "the branch was cancelled"
+        for name, seq in list(program.sequences.items()):
+            if name == branch or name.startswith(branch + "."):
+                if seq.failed is None and (seq.task is not None or any(op.op for op in seq.ops)):
+                    self.fail(seq, seq.task.op.op if seq.task is not None else "", "aborted", message)
+                seq.closed = True
+                self.scheduler.leave(seq)
+                self._notify(program, name)
+        for name in [n for n in program.early if n == branch or n.startswith(branch + ".")]:
+            for op in program.early.pop(name):
+                program.open -= 1
+                self._break(program, op.op, "aborted", message)
 
     def _sequence(self, program: Program, name: str) -> Sequence:
         seq = Sequence(program, name, self._grown)

@@ -36,7 +36,9 @@ def configure(model: str, options: Mapping[str, object]) -> Config:
     try:
         return msgspec.convert({**fields, "model": model, "limits": limits}, Config)
     except msgspec.ValidationError as error:
-        raise EngineError(str(error)) from None
+        reason, _, place = str(error).partition(" - at `$")
+        name = place.rstrip("`").rpartition(".")[2]
+        raise EngineError(f"{name}={options[name]!r}: {reason}" if name in options else reason) from None
 
 
 def load_tokenizer(source: hub.ModelSource) -> Tokenizer:

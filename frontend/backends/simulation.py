@@ -83,6 +83,8 @@ class Simulation:
         for op in ops:
             if isinstance(op, Put):
                 self._values[op.id] = op.value
+            elif isinstance(op, Close) and op.now:
+                self._cut(op.seq)
             else:
                 self._waiting.append(op)
                 if isinstance(op, Fork):  # its children may get operations before it is carried out
@@ -101,6 +103,16 @@ class Simulation:
         for op in self._waiting:
             self._fail(op, "aborted", "the program was cancelled")
         self.stop(Ended(usage=self._usage(), kind="aborted", message="the program was cancelled"))
+
+    def _cut(self, branch: str) -> None:
+        """Fail what is recorded or under way on a sequence and on all below it."""
+        paths = {path for path in self._sequences if path == branch or path.startswith(branch + ".")}
+        for op in [op for op in self._waiting if op.seq in paths]:
+            self._waiting.remove(op)
+            self._pending.pop(op.id, None)
+            self._fail(op, "aborted", "the branch was cancelled")
+        for path in paths:
+            self._sequences[path].closed = True
 
     def stop(self, ended: Ended) -> None:
         """The one terminal event."""

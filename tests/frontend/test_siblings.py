@@ -135,3 +135,48 @@ def test_a_late_value_times_out_in_a_gather():
 
     with unfinished() as mock, pytest.raises(rt.ProgramTimeout, match=r"'slow' did not come within 0\.01 s"):
         body.using(backend=mock)().result(10)
+
+
+@pytest.mark.parametrize("read", [read_gather])
+def test_a_caught_error_has_cancelled_the_siblings(read):
+    """`slow` would never come: that the body goes on and ends shows that it was stopped."""
+
+    @rt.function
+    def body(s):
+        branches = fork(s, ("slow", "bad", "slow"))
+        with pytest.raises(rt.GenerationError, match="broken"):
+            read(s, branches)
+        with pytest.raises(rt.StateError, match="cancelled"):
+            branches[0] += "more"
+        s += "go on"
+        return s.gen(name="after").get()
+
+    with unfinished() as mock:
+        run = body.using(backend=mock)()
+        assert run.result(10) == "fine"
+        assert mock.info()["programs"] == 0
+
+
+def test_on_error_return_leaves_the_siblings_alone():
+    @rt.function
+    def body(s):
+        branches = fork(s, ("good", "bad", "good"))
+        results = branches.gather("x", on_error="return")
+        branches[0] += " and more"
+        return [str(results[0]), type(results[1]).__name__, branches[0].gen(name="good").get()]
+
+    with unfinished() as mock:
+        assert body.using(backend=mock)().result(10) == ["fine", "GenerationError", "fine"]
+
+
+def test_a_block_that_raises_has_cancelled_its_branches():
+    @rt.function
+    def body(s):
+        with pytest.raises(ValueError, match="mine"), s.fork(2) as branches:  # noqa: PT012
+            branches += rt.gen("slow")
+            raise ValueError("mine")
+        s += "go on"
+        return s.gen(name="after").get()
+
+    with unfinished() as mock:
+        assert body.using(backend=mock)().result(10) == "fine"

@@ -332,3 +332,17 @@ def test_a_process_that_cannot_run(python: str, match: str, tmp_path: Path, monk
         Engine("random:tiny", **TINY)
     assert list(tmp_path.iterdir()) == []
     assert open_files() == files
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"threads": "a"}, "threads='a': Expected `int`, got `str`"),
+        ({"batch_tokens": 1.5}, "batch_tokens=1.5: Expected `int`, got `float`"),
+        ({"kv_token": 5}, "kv_token=5: no such engine option; did you mean kv_tokens?"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_value(options: dict[str, object], says: str) -> None:
+    with pytest.raises(rt.EngineError) as caught:
+        rt.Engine("random:tiny", **options)
+    assert str(caught.value) == says
