@@ -328,3 +328,20 @@ def test_a_program_that_takes_too_long(engine: Engine) -> None:
         run.result(WAIT)
     go.set()
     assert_clean(engine)
+
+
+def test_a_caught_failure_of_a_branch_has_stopped_its_siblings(engine: Engine) -> None:
+    def body(s: rt.State) -> str:
+        s += "Once"
+        branches = s.fork(3)
+        branches[1] += words(CONTEXT + 10)
+        branches += rt.gen("tale", max_tokens=200, ignore_eos=True)
+        with pytest.raises(rt.ContextOverflow):
+            branches.gather("tale")
+        s += " upon a time"
+        return s.gen(max_tokens=2, ignore_eos=True).get()
+
+    run = rt.function(body).using(backend=engine)()
+    assert run.result(WAIT)
+    assert run.usage.generated_tokens < 200
+    assert_clean(engine)
