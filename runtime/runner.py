@@ -138,8 +138,13 @@ def build(config: Config, spec: Spec, load: Callable[[torch.dtype], Mapping[str,
     capacity = config.kv_tokens or default_capacity(spec, dtype, context=context, memory=free_memory())
     decoder = Decoder(spec, load(dtype), config.device, dtype)
     return TorchRunner(
-        decoder, capacity=capacity, rows=config.max_running, context=context, threads=config.threads or os.cpu_count()
+        decoder, capacity=capacity, rows=config.max_running, context=context, threads=config.threads or _cores()
     )
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def native_dtype() -> torch.dtype:

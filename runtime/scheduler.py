@@ -89,7 +89,7 @@ class Scheduler:
         for seq in [s for s in self.running if s.task is None and not s.wants_work()]:
             self.rest(seq)
         ready = sorted((seq for seq in self.running if seq.wants_work()), key=_age)
-        decoding = [seq for seq in ready if seq.flying or (isinstance(seq.task, Generating) and seq.task.made)]
+        decoding = [seq for seq in ready if _sampling(seq)]
         for seq in [*decoding, *ready]:
             if seq in self.running and seq not in draft.members:  # not retracted meanwhile for an older one
                 self._schedule(seq, draft)
@@ -124,7 +124,7 @@ class Scheduler:
         if row is None:
             row = self._compute(seq, slots[:todo], draft)
         self._note(seq, draft)
-        if seq.computed == goal and seq.task is not None and not seq.flying and not seq.task.computed:
+        if seq.computed == goal and seq.task is not None and not _sampling(seq):
             seq.task.computed = min(seq.fresh, seq.task.prompt)
         if seq.computed == goal and isinstance(seq.task, Generating):
             draft.draw(seq, seq.task, row, self._banned(seq, seq.task))
@@ -386,6 +386,11 @@ def _rank(seq: Sequence) -> tuple[object, ...]:
 def _tiny(seq: Sequence) -> bool:
     task = seq.task
     return isinstance(task, Choosing) or (isinstance(task, Generating) and task.limit <= TINY)
+
+
+def _sampling(seq: Sequence) -> bool:
+    """It has sampled, or is sampling, a token of its op: its prompt is behind it."""
+    return bool(seq.flying) or (isinstance(seq.task, Generating) and seq.task.made > 0)
 
 
 def _busy(seq: Sequence) -> bool:

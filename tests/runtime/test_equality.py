@@ -193,3 +193,15 @@ def test_a_chosen_text_goes_on_like_a_given_one(decoder: Decoder) -> None:
     given = fresh.completion((*PROMPTS[0], 40, 41, 42), SAMPLINGS[0], 5)
     fresh.run()
     assert d[chosen, "0.2"].bits == fresh[given, "0.1"].bits
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_what_siblings_share_counts_as_cached(decoder: Decoder, overlap: bool) -> None:
+    d = drive(decoder, overlap=overlap)
+    into = ("0.1.b0", "0.1.b1")
+    gens = [m.Generate(f"{seq}.0", seq, SAMPLINGS[0], i) for i, seq in enumerate(into)]
+    name = d.program(m.Append("0.0", "0", (PROMPTS[0],)), m.Fork("0.1", "0", into), *gens)
+    d.run()
+    cached = [done.cached for seq in into if isinstance(done := d[name, f"{seq}.0"].done, m.Done)]
+    assert cached == [0, len(PROMPTS[0])]
+    assert d.over[name].cached == len(PROMPTS[0])
