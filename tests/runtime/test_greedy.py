@@ -156,10 +156,11 @@ def test_greedy_tokens_are_those_of_transformers(
 @pytest.mark.nightly
 @torch.inference_mode()
 def test_greedy_tokens_are_those_of_generate(
-    exact: LlamaForCausalLM, prompts: list[list[int]], greedy: list[list[int]]
+    source: hub.ModelSource, spec: Spec, exact: LlamaForCausalLM, prompts: list[list[int]], greedy: list[list[int]]
 ) -> None:
-    """`generate` on batches of prompts of one length: no padding, which would be another computation."""
-    different = 0
+    """`generate` on batches of prompts of one length: no padding, which would be another computation. A sequence may
+    part from ours only at a tie that float32 cannot decide (seen: one of 200, where the two best differ by 8e-7)."""
+    parted: list[tuple[int, int]] = []
     for length in sorted({len(prompt) for prompt in prompts}):
         which = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
         ids = torch.tensor([prompts[i] for i in which])
@@ -172,8 +173,14 @@ def test_greedy_tokens_are_those_of_generate(
             pad_token_id=0,
             eos_token_id=None,
         )[:, length:].tolist()
-        different += sum(theirs[k] != greedy[i] for k, i in enumerate(which))
-    assert different == 0
+        for row, i in zip(theirs, which, strict=True):
+            parted += [(i, at) for at in range(TOKENS) if row[at] != greedy[i][at]][:1]
+    assert len(parted) <= 2
+    judge = reference(source, spec, torch.float64)
+    for i, at in parted:
+        best = judge(torch.tensor([prompts[i] + greedy[i][:at]])).logits[0, -1].topk(2)
+        assert greedy[i][at] in best.indices
+        assert best.values[0] - best.values[1] < NEAR_TIE
 
 
 def logits_of(runner: TorchRunner, prompts: list[list[int]]) -> np.ndarray:
