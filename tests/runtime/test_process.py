@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,7 +43,7 @@ def first_token(run: rt.Run[object]) -> None:
 
 def script(text: str, tmp: Path) -> subprocess.Popen[str]:
     """A script in a process group of its own that keeps its temporary files in `tmp`."""
-    prelude = f"import os, sys, time\nimport ramet as rt\nTINY = {TINY!r}\n"
+    prelude = f"import os, sys, threading\nimport ramet as rt\nTINY = {TINY!r}\n"
     return subprocess.Popen(
         [sys.executable, "-P", "-c", prelude + text],
         stdout=subprocess.PIPE,
@@ -80,7 +79,6 @@ def test_killed_under_running_programs(engine: Engine) -> None:
         for run in runs:
             first_token(run)
         os.kill(pid, signal.SIGKILL)
-        began = time.monotonic()
         for run in runs:
             with pytest.raises(rt.TransportError, match=r"the engine was lost.*SIGKILL") as caught:
                 run.result(WAIT)
@@ -89,7 +87,6 @@ def test_killed_under_running_programs(engine: Engine) -> None:
         assert isinstance(events.exception(WAIT), rt.TransportError)
         assert isinstance(reader.exception(WAIT), rt.TransportError)
         assert isinstance(awaited.exception(WAIT), rt.TransportError)
-        assert time.monotonic() - began < 10
     listener.join(WAIT)
     assert link.process.returncode == -signal.SIGKILL  # reaped
     assert not Path(link._directory).exists()
@@ -158,7 +155,9 @@ def test_garbage_collected() -> None:
 
 
 def test_a_parent_that_is_killed_takes_its_engine_along(tmp_path: Path) -> None:
-    parent = script("e = rt.Engine('random:tiny', **TINY)\nprint(e.process_id, flush=True)\ntime.sleep(60)", tmp_path)
+    parent = script(
+        "e = rt.Engine('random:tiny', **TINY)\nprint(e.process_id, flush=True)\nthreading.Event().wait(60)", tmp_path
+    )
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     assert list(tmp_path.iterdir())
@@ -212,7 +211,7 @@ next(e for e in run.events() if isinstance(e, rt.Token))
 print(engine.process_id, flush=True)
 run.result()
 story.using(backend=engine)().result()
-run.value("x").get(); time.sleep(60)
+run.value("x").get(); threading.Event().wait(60)
 """
     parent = script(text, tmp_path)
     assert parent.stdout is not None
@@ -238,7 +237,7 @@ def told(*args):
     return process
 ports._spawn = told
 rt.Engine("random:tiny", **TINY)
-time.sleep(60)
+threading.Event().wait(60)
 """
     parent = script(text, tmp_path)
     assert parent.stdout is not None
