@@ -32,9 +32,9 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """How to sample, validated once: every front end builds it, nothing checks it again.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. `max_tokens` None means until a stop or
-    the end of the context. `logprobs` k returns the sampled token's logprob and the k most likely (0: only the
-    sampled token's, when `want_logprobs`; -1 none). Penalties are OpenAI's (frequency, presence: over generated
-    tokens) and CTRL's (repetition, multiplicative: over all tokens of the sequence). Raises `ConstraintError`.
+    the end of the context. `logprobs` k returns the sampled
+    token's logprob and the k most likely (0: only the sampled token's; -1: none). Penalties are OpenAI's
+    (frequency, presence: over generated tokens) and CTRL's (repetition, multiplicative: over all tokens of the sequence). Raises `ConstraintError`.
     """
 
     temperature: float = 1.0
@@ -167,7 +167,7 @@ AnyOp = Text | Role | Gen | Select | Fork | Join | Put | Close
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a program says of itself before its first operation. `name` is a label; `seed` fixes all sampling noise;
-    `chat_template_kwargs` are the allowed scalars of the template; `namespace` isolates its prefix cache."""
+    `priority` (higher goes first) ranks it among others; `namespace` isolates its prefix cache."""
 
     name: str = ""
     seed: int = 0
