@@ -1,4 +1,4 @@
-"""What a program needs of the place where it runs: a backend that opens sessions, and sessions of three methods.
+"""What a program needs of the place where it runs: a backend that opens sessions, each of three methods.
 
 In: operations, as they are recorded. Out: events, delivered from the backend's own thread in program order.
 """
