@@ -1,6 +1,7 @@
 # ramet: every target sets up .venv by itself (.ci/setup.py: idempotent, stamped by pyproject.toml + constraints.txt).
 #   make demo    a multi-call program on a real language model, with the savings measured
 #   make test    the whole test suite (without tests marked nightly or gpu)
+#   make kernels the GPU kernels without a GPU: in Triton's interpreter, and compiled for sm_90
 #   make check   ruff, ruff format, mypy --strict
 #   make bench   the first table: step time, tokens/s, the demo's ratio
 # ARGS passes options on (make test ARGS="-k radix"); PYTHON names the interpreter that makes .venv.
@@ -14,7 +15,7 @@ export PYTHONSAFEPATH := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly check bench types clean
+.PHONY: help setup demo test kernels nightly check bench types clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -26,7 +27,12 @@ demo: setup
 	@$(RUN) -m ramet demo $(ARGS)
 
 test: setup
-	@$(RUN) -m pytest -q -m "not nightly and not gpu" $(ARGS)
+	@$(RUN) -m pytest -q -m "not nightly and not gpu and not triton and not aot" $(ARGS)
+
+# Triton's interpreter and ahead-of-time compiler exclude each other in one process.
+kernels: setup
+	@TRITON_INTERPRET=1 $(RUN) -m pytest -q -m triton tests/kernels/triton $(ARGS)
+	@$(RUN) -m pytest -q -m aot tests/kernels/triton $(ARGS)
 
 nightly: setup
 	@$(RUN) -m pytest -q -m "nightly" $(ARGS)

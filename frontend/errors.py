@@ -21,6 +21,11 @@ class EngineError(RametError):
     """The engine or its process cannot be configured, started or reached."""
 
 
+class DeviceLost(EngineError):
+    """The device failed and can compute nothing more in this process; the engine ends, and its client starts another
+    for the next program."""
+
+
 class ProgramError(RametError):
     """Something in a user's program went wrong.
 

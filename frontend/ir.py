@@ -111,6 +111,12 @@ class Text(Op, frozen=True, tag="text"):
     parts: tuple[str | Ref, ...]
 
 
+class Tokens(Op, frozen=True, tag="tokens"):
+    """Append token ids as they are: for clients that tokenise by themselves. Ids are those of the backend's model."""
+
+    ids: tuple[int, ...]
+
+
 class Role(Op, frozen=True, tag="role"):
     """An edge of the chat template: the begin or the end of a message of `role`."""
 
@@ -131,6 +137,20 @@ class Select(Op, frozen=True, tag="select"):
     var: str
     choices: tuple[str, ...]
     method: SelectMethod = "token_length_normalized"
+
+
+class Score(Op, frozen=True, tag="score"):
+    """Logprobs of the tokens that the sequence has by now, from position `start` on, with the `top` most likely tokens
+    of each place. Appends nothing; the answer is a Finished with an empty value, its logprobs in `meta`. The first
+    token of a sequence follows nothing: its logprob is nan. Tokens before `start` may come from the cache."""
+
+    var: str
+    start: int = 0
+    top: int = 0
+
+    def __post_init__(self) -> None:
+        _bounds("start", self.start, 0, 1 << 31, "0 is the first token")
+        _bounds("top", self.top, 0, MAX_LOGPROBS, "0 gives the tokens' own logprobs alone")
 
 
 class Fork(Op, frozen=True, tag="fork"):
@@ -162,7 +182,7 @@ class Close(Op, frozen=True, tag="close"):
     now: bool = False
 
 
-AnyOp = Text | Role | Gen | Select | Fork | Join | Put | Close
+AnyOp = Text | Tokens | Role | Gen | Select | Score | Fork | Join | Put | Close
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -221,11 +241,14 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
-    """The engine began to work on a Gen or Select."""
+    """The engine began to work on a Gen, Select or Score. `prompt_tokens` is the whole prefix, `cached_tokens` what of it
+    is not computed by this call."""
 
     op: str
     seq: str
     var: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class Token(msgspec.Struct, frozen=True, tag="token"):

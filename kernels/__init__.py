@@ -1,5 +1,5 @@
-"""Device operations. In: the name of a device. Out: the module that implements `Ops` there; picked here and nowhere
-else."""
+"""Device operations. In: the name of a device, and how weights are kept there. Out: the implementation of `Ops`; picked
+here and nowhere else."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from ramet.frontend.errors import ModelError
 from ramet.kernels.ops import Ops
 
 
-def ops(device: str | torch.device) -> Ops:
-    """The implementation for `device`: torch operations that are fast and batch-invariant on "cpu", the plain
-    reference on "cuda". Raises `ModelError` for another device."""
+def ops(device: str | torch.device, *, weights: str = "dense", deterministic: bool = False) -> Ops:
+    """The implementation for `device`: torch operations that are fast and batch-invariant on "cpu", Triton kernels on
+    "cuda". `weights` ("dense"; on cuda also "int8", "int4", "fp8") and `deterministic` (on the CPU every result is) are
+    `TritonOps`'s. Raises `ModelError` for a device or weights that have no kernels, or when Triton is missing."""
     kind = torch.device(device).type
     if kind == "cpu":
+        if weights != "dense":
+            raise ModelError(f"weights={weights!r}: the CPU keeps the model's dtype; use 'dense'")
         from ramet.kernels import cpu
 
         return cpu
     if kind == "cuda":
-        from ramet.kernels import reference
+        from ramet.kernels.triton import TritonOps
 
-        return reference
+        return TritonOps(weights, deterministic)
     raise ModelError(f"device={str(device)!r} has no kernels; use 'cpu' or 'cuda'")

@@ -92,8 +92,8 @@ class Cache:
         low = max(end, depth)
         if seq.computed > low:
             self._free(row[low : seq.computed])
-        seq.computed = seq.depth
-        row[seq.computed :] = -1
+        had, seq.computed = seq.computed, seq.depth
+        row[seq.computed : had] = -1
 
     def rest(self, seq: Sequence) -> None:
         """Give up the row, keep the lock."""

@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Protocol
 
 from ramet.frontend import errors, ir
 from ramet.runtime import messages as m
@@ -25,6 +26,19 @@ from ramet.runtime.translate import Translator
 Deliver = Callable[[ir.Event], None]
 
 
+class Observer(Protocol):
+    """Told of the engine's life, in the reading thread: it must return quickly and raise nothing."""
+
+    def heard(self, steps: int) -> None:
+        """A batch of reports, `steps` of them Steps, was read and its events delivered."""
+
+    def ready(self, ready: m.Ready) -> None:
+        """An engine is up."""
+
+    def lost(self, reason: str) -> None:
+        """The engine is gone, and all of its programs have been told."""
+
+
 class ClientSession:
     """One live program: `frontend.backends.base.Session`."""
 
@@ -33,38 +47,89 @@ class ClientSession:
         self._client = client
         self._lock = threading.Lock()
         self._lowering = client.lowering(header.seed)
+        self._lowered: list[m.AnyOp] = []
         self.translator = Translator(self.id, client.tokenizer, deliver)
+
+    def prepare(self, ops: Sequence[ir.AnyOp]) -> None:
+        """Tokenise now and hand over with the next `send` or `end`; raises what `Lowering.lower` raises."""
+        with self._lock:
+            self._prepare(ops)
+
+    def _prepare(self, ops: Sequence[ir.AnyOp]) -> None:
+        lowered, rendered = self._lowering.lower(ops)
+        self.translator.expect(ops)
+        self._lowered += lowered
+        if rendered:
+            self._client.post(lambda: self.translator.deliver_all(rendered))
+
+    def length(self, seq: str) -> int:
+        """Tokens of a sequence as far as they are prepared: see `Lowering.length`."""
+        with self._lock:
+            return self._lowering.length(seq)
 
     def send(self, ops: Sequence[ir.AnyOp]) -> None:
         """Tokenise and hand over; raises what `Lowering.lower` raises, before anything is sent."""
         with self._lock:
-            lowered, rendered = self._lowering.lower(ops)
-            self.translator.expect(ops)
-            if rendered:
-                self._client.post(lambda: self.translator.deliver_all(rendered))
-            if lowered:
-                self._client.send(m.OrderOps(self.id, tuple(lowered)))
+            self._prepare(ops)
+            self._hand_over()
 
     def end(self) -> None:
         """No more operations."""
         with self._lock:
-            last = self._lowering.end()
-        if last:
-            self._client.send(m.OrderOps(self.id, tuple(last)))
+            self._lowered += self._lowering.end()
+            self._hand_over()
         self._client.send(m.OrderEnd(self.id))
+
+    def _hand_over(self) -> None:
+        lowered, self._lowered = self._lowered, []
+        if lowered:
+            self._client.send(m.OrderOps(self.id, tuple(lowered)))
 
     def cancel(self) -> None:
         """Stop at once."""
         self._client.send(m.OrderAbort(self.id))
 
 
+class _Birth:
+    """An engine that is being started: its thread, and its link once there is one. `drop` may come at any time."""
+
+    def __init__(self, listen: Callable[[_Birth], None]) -> None:
+        self.hello: Future[None] = Future()
+        self.begun = threading.Event()
+        self.link: Link | None = None
+        self.thread = threading.Thread(target=listen, args=(self,), name="ramet-client", daemon=True)
+        self._lock = threading.RLock()
+        self._unwanted = False
+
+    def linked(self, link: Link) -> None:
+        """Its link is there; closed at once when nobody wants it any more."""
+        with self._lock:
+            self.link = link
+            unwanted = self._unwanted
+        if unwanted:
+            link.close()
+
+    def drop(self) -> None:
+        """End the engine, whether it exists yet or not, and wait for its thread. In the engine's own threads, where the
+        collector of garbage may call this, nothing is waited for."""
+        with self._lock:
+            self._unwanted = True
+            link = self.link
+        if link is not None:
+            link.close()
+        inside = threading.current_thread() is self.thread or (link is not None and link.is_current_thread())
+        if not inside and self.begun.wait(1.0):  # else the thread could not be started
+            self.thread.join()
+
+
 class EngineClient:
-    """Starts an engine and speaks with it. After the engine was lost, the next `open` starts another."""
+    """Starts an engine and speaks with it. After the engine was lost, the next `open` (or `start`) starts another."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer, template: ChatTemplate, *, in_process: bool) -> None:
         self.tokenizer = tokenizer
+        self.template = template
         self.ready: m.Ready
-        self._template = template
+        self.observer: Observer | None = None
         self._config = config
         self._in_process = in_process
         self._pid = os.getpid()
@@ -74,35 +139,37 @@ class EngineClient:
         self._asked = 0
         self._closed = False
         self._link: Link | None = None  # of an engine that is ready and was not lost
-        self._made: tuple[Link, threading.Thread] | None = None  # the last engine, and the thread that listens to it
+        self._birth: _Birth | None = None  # the last engine
+        self._made: tuple[Link, threading.Thread] | None = None  # the same once it has a link
         self._starting = threading.Lock()
-        self._start()
+        self.start()
 
     # -- the engine's life
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """Start an engine and wait until it is ready, unless there is one. Raises what kept it from getting ready."""
         with self._starting:
             with self._lock:
                 self._refuse_if_over()
                 if self._link is not None:
                     return
-                hello: Future[None] = Future()
-                begun = threading.Event()
-                link = self._connect()
-                arguments = (link, hello, begun)
-                thread = threading.Thread(target=self._listen, args=arguments, name="ramet-client", daemon=True)
-                self._made = (link, thread)
+                birth = self._birth = _Birth(self._listen)
             try:
-                thread.start()
-                hello.result()
+                birth.thread.start()
+                birth.hello.result()
             except BaseException:  # Ctrl-C too: no half-started engine stays behind
-                link.close()
-                if begun.wait(1.0):  # else the thread could not be started
-                    thread.join()
-                else:
-                    link.release()
+                birth.drop()
                 raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether an engine is ready and was not lost."""
+        return self._link is not None
+
+    def kill(self) -> bool:
+        """End the engine's process by force, without waiting; its programs are told. False where it has none."""
+        link = self._link
+        return link is not None and link.kill()
 
     def _refuse_if_over(self) -> None:
         if self._closed:
@@ -120,41 +187,64 @@ class EngineClient:
         config = self._config
         return ThreadLink(lambda port, ready: serve(config, port, ready))
 
-    def _listen(self, link: Link, hello: Future[None], begun: threading.Event) -> None:
-        """The one thread that reads: dispatches until the engine is gone, then fails what is left."""
-        begun.set()
+    def _listen(self, birth: _Birth) -> None:
+        """The one thread that reads, from an engine's start (a process wants its parent thread to live as long as it)
+        to its end: dispatches until the engine is gone, then fails what is left."""
+        birth.begun.set()
+        try:
+            link = self._connect()
+        except BaseException as error:  # noqa: BLE001 (whoever waits for the engine is told)
+            birth.hello.set_exception(error)
+            return
+        with self._lock:
+            self._made = (link, birth.thread)
+        birth.linked(link)
         reason = ""
         try:
-            while (items := link.receive()) is not None:
-                for item in items:
-                    if isinstance(item, m.Step):
-                        self._dispatch(item)
-                    elif isinstance(item, m.Ready):
-                        self._greet(link, item, hello)
-                    elif isinstance(item, m.Broken):
-                        reason = f"{item.error}: {item.message}"
-                        if not hello.done():
-                            hello.set_exception(_rebuilt(item))
-                    else:
-                        item()
+            reason = self._read(link, birth.hello)
         finally:
             reason = reason or link.ending()
-            if not hello.done():
-                hello.set_exception(
+            if not birth.hello.done():
+                birth.hello.set_exception(
                     errors.EngineError(f"the engine ended before it was ready: {reason}; its log is on standard error")
                 )
             self._lost(link, reason)
             link.release()
 
+    def _read(self, link: Link, hello: Future[None]) -> str:
+        """Dispatch until the engine is gone; why it broke, if it could say."""
+        reason = ""
+        while (items := link.receive()) is not None:
+            steps = 0
+            for item in items:
+                if isinstance(item, m.Step):
+                    self._dispatch(item)
+                    steps += 1
+                elif isinstance(item, m.Ready):
+                    self._greet(link, item, hello)
+                elif isinstance(item, m.Broken):
+                    reason = f"{item.error}: {item.message}"
+                    if not hello.done():
+                        hello.set_exception(_rebuilt(item))
+                else:
+                    item()
+            if self.observer is not None:
+                self.observer.heard(steps)
+        return reason
+
     def _greet(self, link: Link, ready: m.Ready, hello: Future[None]) -> None:
+        link.send(m.OrderStats(0))  # its answer shows that orders arrive (`ProcessLink` waits for that)
         with self._lock:
             self.ready = ready
             self._link = link
+        if self.observer is not None:
+            self.observer.ready(ready)
         hello.set_result(None)
 
     def _lost(self, link: Link, reason: str) -> None:
         with self._lock:
-            if self._link is link:
+            was_ready = self._link is link
+            if was_ready:
                 self._link = None
             what = "this engine was closed" if self._closed else f"the engine was lost: {reason}"
             sessions, self._sessions = list(self._sessions.values()), {}
@@ -163,6 +253,8 @@ class EngineClient:
             self._tell_lost(session, "transport", what)
         for question in questions:
             question.set_exception(errors.TransportError(what))
+        if was_ready and self.observer is not None:
+            self.observer.lost(what)
 
     def _tell_lost(self, session: ClientSession, kind: str, what: str) -> None:
         with contextlib.suppress(Exception):  # one program's reader must not keep the word from the others
@@ -191,9 +283,11 @@ class EngineClient:
 
     # -- what sessions use
 
-    def lowering(self, seed: int) -> Lowering:
-        """A new program's lowering."""
-        return Lowering(self.tokenizer, self._template, context=self.ready.context, seed=seed)
+    def lowering(self, seed: int, *, context: int | None = None) -> Lowering:
+        """A new program's lowering; with `context` one that only counts, by another limit than the engine's."""
+        most = 16 * self.ready.context
+        tokens = self.ready.context if context is None else context
+        return Lowering(self.tokenizer, self.template, context=tokens, seed=seed, max_chars=most)
 
     def send(self, order: m.Order) -> None:
         """Hand an order to the engine, if there still is one: a lost engine is told through events."""
@@ -209,8 +303,9 @@ class EngineClient:
 
     # -- frontend.backends.base.Backend
 
-    def open(self, header: ir.Header, deliver: Deliver) -> ClientSession:
-        """Begin a program; starts an engine when the last one was lost."""
+    def open(self, header: ir.Header, deliver: Deliver, *, start: bool = True) -> ClientSession:
+        """Begin a program. When the engine was lost another is started first; with `start` False that raises
+        `TransportError`."""
         while True:
             with self._lock:
                 self._refuse_if_over()
@@ -219,23 +314,26 @@ class EngineClient:
                     self._sessions[session.id] = session
                     self.send(m.OrderOpen(session.id, header.namespace, header.priority))
                     return session
-            self._start()
+            if not start:
+                raise errors.TransportError("the engine was lost; another is being started")
+            self.start()
 
-    def stats(self, timeout: float = 30.0) -> m.Stats:
-        """The engine's gauges and counters."""
+    def ask(self) -> Future[m.Stats]:
+        """The engine's gauges and counters, answered between two of its steps. Fails when the engine is lost."""
         with self._lock:
             self._refuse_if_over()
             if self._link is None:
                 raise errors.TransportError("the engine was lost; the next program starts another")
             self._asked += 1
-            asked, question = self._asked, Future[m.Stats]()
-            self._questions[asked] = question
-            self.send(m.OrderStats(asked))
+            question = self._questions[self._asked] = Future[m.Stats]()
+            self.send(m.OrderStats(self._asked))
+        return question
+
+    def stats(self, timeout: float = 30.0) -> m.Stats:
+        """The engine's gauges and counters; waits for them. Raises `TransportError`."""
         try:
-            return question.result(timeout)
+            return self.ask().result(timeout)
         except TimeoutError:
-            with self._lock:
-                self._questions.pop(asked, None)
             raise errors.TransportError(f"the engine did not answer within {timeout} s") from None
 
     def flush(self) -> None:
@@ -253,14 +351,9 @@ class EngineClient:
             return
         with self._lock:
             self._closed = True
-            made = self._made
-        if made is None:
-            return
-        link, thread = made
-        link.close()
-        # The collector of garbage may call this in a thread that the engine itself needs to end.
-        if threading.current_thread() is not thread and not link.is_current_thread():
-            thread.join()
+            birth = self._birth
+        if birth is not None:
+            birth.drop()
 
 
 def _rebuilt(broken: m.Broken) -> errors.RametError:

@@ -13,10 +13,10 @@ import numpy as np
 from ramet.runtime import messages as m
 from ramet.runtime.batch import Samples
 from ramet.runtime.choices import decide
-from ramet.runtime.draft import Draw, Notes, Score
+from ramet.runtime.draft import Notes, Score
 from ramet.runtime.programs import Program, Programs
 from ramet.runtime.scheduler import Scheduler
-from ramet.runtime.sequence import Generating, Sequence
+from ramet.runtime.sequence import Choosing, Generating, Sequence
 from ramet.runtime.text import Tokenizer, cut
 
 
@@ -28,14 +28,12 @@ class Collector:
         programs: Programs,
         scheduler: Scheduler,
         *,
-        eos: tuple[int, ...],
         tokenizer: Tokenizer | None,
         clock: Callable[[], float],
     ) -> None:
         self.generated = 0
         self._programs = programs
         self._scheduler = scheduler
-        self._eos = frozenset(eos)
         self._tokenizer = tokenizer
         self._clock = clock
 
@@ -43,55 +41,69 @@ class Collector:
         """Results of a flight: tokens become sequences' tokens, ended ops give way to the next ones. What arrives
         for an op that ended before is dropped."""
         touched: dict[Program, None] = {}
-        for r, draw in enumerate(notes.draws):
-            if draw.turn == draw.seq.turn:
-                touched[draw.seq.program] = None
+        drawn = zip(notes.drawn, notes.turns, notes.tasks, samples.tokens.tolist(), strict=True)
+        for r, (seq, turn, task, token) in enumerate(drawn):
+            if turn == seq.turn:
                 try:
-                    self._sampled(draw, r, samples, step)
+                    over = self._sampled(seq, task, token, r, samples, step)
                 except Exception as error:  # noqa: BLE001 (the request boundary)
-                    self._refused(draw, error)
+                    over = self._refused(seq, task, error)
+                if over:
+                    touched[seq.program] = None
         for score in notes.scores:
             if score.turn == score.seq.turn:
                 touched[score.seq.program] = None
                 try:
                     self._scored(score, samples, step)
                 except Exception as error:  # noqa: BLE001 (the request boundary)
-                    self._refused(score, error)
+                    self._refused(score.seq, score.task, error)
         for program in touched:
             self._programs.conclude(program)
 
-    def _refused(self, result: Draw | Score, error: Exception) -> None:
-        self._programs.fail(result.seq, result.task.op.op, "generation", f"{type(error).__name__}: {error}")
+    def _refused(self, seq: Sequence, task: Generating | Choosing, error: Exception) -> bool:
+        self._programs.fail(seq, task.op.op, "generation", f"{type(error).__name__}: {error}")
+        return True
 
-    def _sampled(self, draw: Draw, r: int, samples: Samples, step: int) -> None:
-        seq, task, token = draw.seq, draw.task, int(samples.tokens[r])
+    def _sampled(self, seq: Sequence, task: Generating, token: int, r: int, samples: Samples, step: int) -> bool:
+        """The op's next token; True when that was its end."""
         seq.flying -= 1
         if token < 0:
             message = "no token can be sampled: all are forbidden, or the logits are not finite"
             self._programs.fail(seq, task.op.op, "generation", message)
-            return
-        seq.append(np.array([token], np.int32))
+            return True
+        seq.push(token)
         task.made += 1
         seq.program.generated += 1
         self.generated += 1
-        sampling = task.op.sampling
-        if (token in self._eos and not sampling.ignore_eos) or token in sampling.stop_token_ids:
+        if token in task.ends:
             self._done(seq, task, "stop", token, task.sent, [], step)
-            return
+            return True
         task.sent += 1
-        self._tell(seq, task, token, r, samples)
-        if task.stops is not None and task.detokenizer is not None:
-            matched = task.stops.push(task.detokenizer.push([token]))[1]
-            if matched is not None:
-                assert self._tokenizer is not None, "stop strings need a tokenizer"
-                value = seq.tokens(task.start, task.start + task.sent).tolist()
-                keep, tail = cut(self._tokenizer, value, task.stops.emitted)
-                self._done(seq, task, "stop", matched, keep, list(tail), step)
-                return
+        if task.plain:
+            self._programs.news.append(m.Sampled(seq.program.id, task.op.op, (token,)))
+        else:
+            self._tell(seq, task, token, r, samples)
+            if self._stopped(seq, task, token, step):
+                return True
         if task.made >= task.limit:
             self._done(seq, task, "length", None, task.sent, [], step)
-        elif seq.row is None:
+            return True
+        if seq.row is None:
             self._scheduler.wake(seq)
+        return False
+
+    def _stopped(self, seq: Sequence, task: Generating, token: int, step: int) -> bool:
+        """True when the token completed a stop string: the op has ended before it."""
+        if task.stops is None or task.detokenizer is None:
+            return False
+        matched = task.stops.push(task.detokenizer.push([token]))[1]
+        if matched is None:
+            return False
+        assert self._tokenizer is not None, "stop strings need a tokenizer"
+        value = seq.tokens(task.start, task.start + task.sent).tolist()
+        keep, tail = cut(self._tokenizer, value, task.stops.emitted)
+        self._done(seq, task, "stop", matched, keep, list(tail), step)
+        return True
 
     def _tell(self, seq: Sequence, task: Generating, token: int, r: int, samples: Samples) -> None:
         wanted = task.op.sampling.logprobs

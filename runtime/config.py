@@ -12,6 +12,9 @@ import msgspec
 
 from ramet.frontend.errors import EngineError
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+WEIGHTS = ("auto", "dense", "int8", "int4", "fp8")
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of a step and of admission."""
@@ -25,26 +28,41 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What a person may choose about an engine.
 
-    model: a name that `models.hub.resolve` knows. dtype: "auto", "float32" or "bfloat16" (auto: bfloat16 where the
-    processor computes with it, else float32). device: "cpu". threads: 0 is one per core. context: tokens of the
-    longest sequence, 0 is the model's own. kv_tokens: KV slots, 0 is as many as a quarter of the free memory holds,
-    at most 65,536. max_running: sequences that decode at once.
+    model: a name that `models.hub.resolve` knows. device: "cpu", "cuda", or "auto" (cuda where torch, driver, GPU and
+    Triton allow it, else cpu). dtype: "auto", "float32", "bfloat16", or on cuda also "float16" (auto: bfloat16 where
+    the device computes with it, else float32). weights: "auto" (dense), "dense", or on cuda "int8", "int4" (linear
+    layers in 8 or 4 bits with group scales, computed in dtype) or "fp8" (weights and activations). deterministic: a
+    request has the same bits alone, batched, cached or chunked; on a CPU that holds always, on cuda it costs some
+    speed. graphs: capture small steps as CUDA graphs (a CPU has none). threads: 0 is one per core. context: tokens of
+    the longest sequence, 0 is the model's own. kv_tokens: KV slots, 0 is as many as kv_share holds. kv_share: the
+    share for KV of the memory that is left after weights and, on cuda, workspace; 0 is a quarter, at most 65,536
+    slots, on a CPU and 0.9 on cuda. max_running: sequences that decode at once.
     """
 
     model: str = "default"
     dtype: str = "auto"
-    device: str = "cpu"
+    device: str = "auto"
+    weights: str = "auto"
+    deterministic: bool = False
+    graphs: bool = True
     threads: int = 0
     context: int = 0
     kv_tokens: int = 0
+    kv_share: float = 0.0
     max_running: int = 256
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise EngineError(f"dtype={self.dtype!r}: choose auto, float32 or bfloat16")
-        if self.device != "cpu":
-            raise EngineError(f"device={self.device!r}: this version runs on cpu")
+        if self.dtype not in DTYPES:
+            raise EngineError(f"dtype={self.dtype!r}: choose auto, float32 or bfloat16, or float16 on cuda")
+        _choice("device", self.device, ("auto", "cpu", "cuda"))
+        _choice("weights", self.weights, WEIGHTS)
+        if self.device == "cpu":
+            self.check_cpu()
+        if self.deterministic and self.weights not in ("auto", "dense"):
+            raise EngineError(f"deterministic=True: needs dense weights; leave out weights={self.weights!r}")
+        if not (math.isfinite(self.kv_share) and 0 <= self.kv_share <= 1):
+            raise EngineError(f"kv_share={self.kv_share!r}: must be between 0 and 1")
         for field, low in (("threads", 0), ("context", 0), ("kv_tokens", 0), ("max_running", 1)):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
@@ -55,3 +73,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 raise EngineError(f"limits.{field}={value!r}: must be at least 1")
         if not (math.isfinite(self.limits.lease_seconds) and self.limits.lease_seconds >= 0):
             raise EngineError(f"limits.lease_seconds={self.limits.lease_seconds!r}: must be finite and not negative")
+
+    def check_cpu(self) -> None:
+        """Raise `EngineError` for what needs a GPU; called when the device turns out to be the CPU."""
+        if self.dtype == "float16":
+            raise EngineError("dtype='float16': is for device='cuda'; choose auto, float32 or bfloat16 on a CPU")
+        if self.weights not in ("auto", "dense"):
+            raise EngineError(f"weights={self.weights!r}: is for device='cuda'; choose auto or dense on a CPU")
+
+
+def _choice(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise EngineError(f"{field}={value!r}: choose {', '.join(known[:-1])} or {known[-1]}")

@@ -1,6 +1,7 @@
 """A batch in the making: the scheduler adds segments, draws and targets; `launch` freezes them into a `Batch`.
 
-In: runs of tokens with their slots. Out: a `Batch` and `Notes`, the scheduler's own record of whose results are where.
+In: runs of tokens with their slots, or many single tokens at once. Out: a `Batch` and `Notes`, the scheduler's own
+record of whose results are where.
 """
 
 from __future__ import annotations
@@ -9,22 +10,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ramet.runtime.batch import F32, I32, Batch, Draws, Targets
+from ramet.runtime.batch import I32, I64, Batch, Masks, Targets
+from ramet.runtime.choices import Trie
+from ramet.runtime.parameters import Bias, Parameters
 from ramet.runtime.radix import Node
 from ramet.runtime.sequence import Choosing, Generating, Sequence
 
 EMPTY: I32 = np.zeros(0, np.int32)
-_SEED_BITS = (1 << 64) - 1
-
-
-@dataclass(slots=True)
-class Draw:
-    """One token that will be sampled: for whom, in which turn, at which position."""
-
-    seq: Sequence
-    turn: int
-    task: Generating
-    position: int
+_NO_MASKS = Masks()
+_GRAIN = 1 << 14  # entries
 
 
 @dataclass(slots=True)
@@ -40,17 +34,66 @@ class Score:
 
 @dataclass(slots=True)
 class Notes:
-    """Whose results a flight carries (`Batch.owner`)."""
+    """Whose results a flight carries (`Batch.owner`). Draw r is for `drawn[r]`, in its turn `turns[r]`, by `tasks[r]`;
+    `penalised` lists the draws that look at their history."""
 
-    draws: list[Draw] = field(default_factory=list)
+    drawn: list[Sequence] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    tasks: list[Generating] = field(default_factory=list)
+    penalised: list[int] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     members: list[Sequence] = field(default_factory=list)
 
+    def masks(self, positions: I64) -> Masks:
+        """What sampling needs and only the collected previous step could tell: the histories that penalties look at.
+        `positions` are those of the draws."""
+        history = []
+        for r in self.penalised:
+            seq, position = self.drawn[r], int(positions[r])
+            if self.turns[r] == seq.turn:
+                history.append((r, seq.buffer[:position].copy(), position - self.tasks[r].start))
+        return Masks(history=tuple(history)) if history else _NO_MASKS
+
+
+class Column:
+    """int32 values that come one by one or as arrays."""
+
+    __slots__ = ("_runs", "_tail")
+
+    def __init__(self) -> None:
+        self._runs: list[I32] = []
+        self._tail: list[int] = []
+
+    def add(self, value: int) -> None:
+        """One more value."""
+        self._tail.append(value)
+
+    def extend(self, values: I32) -> None:
+        """Many more; the array is kept, not copied."""
+        self._seal()
+        self._runs.append(values)
+
+    def array(self) -> I32:
+        """All of them `[n] int32`."""
+        self._seal()
+        if len(self._runs) == 1:
+            return self._runs[0]
+        return np.concatenate(self._runs) if self._runs else EMPTY
+
+    def _seal(self) -> None:
+        if self._tail:
+            self._runs.append(np.array(self._tail, np.int32))
+            self._tail = []
+
 
 class Draft:
-    """The step being planned. `left` is what remains of its token budget."""
+    """The step being planned. `left` is what remains of its token budget.
 
-    def __init__(self, step: int, budget: int) -> None:
+    Slot lists that are handed over may be views of the row table: the rows of a batch's members do not change before
+    it is launched.
+    """
+
+    def __init__(self, step: int, budget: int, parameters: Parameters) -> None:
         self.step = step
         self.left = budget
         self.notes = Notes()
@@ -58,17 +101,15 @@ class Draft:
         self.ends: dict[Node, int] = {}  # a node at whose end a row of this batch stands → that row
         self.frontier: set[tuple[Node, int]] = set()  # (node, next token) that a member is going to compute
         self.count = 0
+        self._parameters = parameters
         self._tokens: list[I32] = []
         self._positions: list[I32] = []
         self._slots: list[I32] = []
         self._kv: list[I32] = []
-        self._qo = [0]
-        self._kv_indptr = [0]
-        self._feed: list[int] = []
-        self._feed_rows: list[int] = []
-        self._rows: list[int] = []
-        self._into: list[int] = []
-        self._bias: list[tuple[int, I32, F32]] = []
+        self._new, self._seen = Column(), Column()  # per segment: new tokens, and slots that the last one sees
+        self._feed, self._feed_rows = Column(), Column()
+        self._rows, self._into, self._drawn_at = Column(), Column(), Column()
+        self._bias: list[Bias] = []
         self._target_rows: list[int] = []
         self._target_tokens: list[int] = []
 
@@ -81,34 +122,77 @@ class Draft:
     def segment(self, tokens: I32, start: int, slots: I32, kv: I32) -> int:
         """Add a run of tokens at positions start...; `kv` all slots up to the last one. The index of its first
         token."""
+        count = len(tokens)
+        first = self._add(tokens, np.arange(start, start + count, dtype=np.int32), slots)
+        self._kv.append(kv)
+        self._new.add(count)
+        self._seen.add(len(kv))
+        return first
+
+    def singles(self, tokens: I32, positions: I32, slots: I32, kv: list[I32]) -> int:
+        """Add n segments of one token each, all `[n] int32`, `kv[i]` as in `segment`. The index of the first."""
+        first = self._add(tokens, positions, slots)
+        self._kv += kv
+        self._new.extend(np.ones(len(tokens), np.int32))
+        self._seen.extend(positions + 1)
+        return first
+
+    def _add(self, tokens: I32, positions: I32, slots: I32) -> int:
         first = self.count
         self._tokens.append(tokens)
-        self._positions.append(np.arange(start, start + len(tokens), dtype=np.int32))
+        self._positions.append(positions)
         self._slots.append(slots)
-        self._kv.append(kv)
         self.count += len(tokens)
         self.left -= len(tokens)
-        self._qo.append(self.count)
-        self._kv_indptr.append(self._kv_indptr[-1] + len(kv))
         return first
 
     def feed(self, index: int, row: int) -> None:
         """Token `index` of the batch is the one that was last sampled into `row`."""
-        self._feed.append(index)
-        self._feed_rows.append(row)
+        self._feed.add(index)
+        self._feed_rows.add(row)
 
-    def draw(self, seq: Sequence, task: Generating, index: int, banned: I32) -> None:
-        """Sample the sequence's next token from the logits of token `index`; `banned` ids are excluded."""
+    def feed_all(self, indices: I32, rows: I32) -> None:
+        """The same for many `[n] int32`."""
+        self._feed.extend(indices)
+        self._feed_rows.extend(rows)
+
+    def draw(self, seq: Sequence, task: Generating, index: int) -> None:
+        """Sample the sequence's next token from the logits of token `index`."""
         assert seq.row is not None, "only a seated sequence draws"
-        r = len(self._rows)
-        self._rows.append(index)
-        self._into.append(seq.row)
-        bias = task.op.sampling.logit_bias
-        if bias:
-            self._bias.append((r, np.fromiter(bias, np.int32), np.fromiter(bias.values(), np.float32)))
-        if len(banned):
-            self._bias.append((r, banned, np.full(len(banned), -np.inf, np.float32)))
-        self.notes.draws.append(Draw(seq, seq.turn, task, seq.length))
+        self._parameters.hold(seq.row, task)
+        self._rows.add(index)
+        self._into.add(seq.row)
+        self._drawn_at.add(seq.length)
+        self._note([seq], [task])
+
+    def draw_all(self, seqs: list[Sequence], tasks: list[Generating], rows: I32, into: I32, positions: I32) -> None:
+        """The same for many whose parameters their rows hold: `rows`, `into`, `positions` `[n] int32` as in
+        `Draws`."""
+        self._rows.extend(rows)
+        self._into.extend(into)
+        self._drawn_at.extend(positions)
+        self._note(seqs, tasks)
+
+    def _note(self, seqs: list[Sequence], tasks: list[Generating]) -> None:
+        notes = self.notes
+        first = len(notes.drawn)
+        notes.drawn += seqs
+        notes.turns += [seq.turn for seq in seqs]
+        notes.tasks += tasks
+        for r, task in enumerate(tasks, first):
+            if task.edits:
+                self._edit(r, notes.drawn[r], task)
+
+    def _edit(self, r: int, seq: Sequence, task: Generating) -> None:
+        """What a draw asks for beyond its row's parameters: penalties, bias, and stops that it may not sample yet."""
+        s = task.op.sampling
+        if s.frequency_penalty or s.presence_penalty or s.repetition_penalty != 1.0:
+            self.notes.penalised.append(r)
+        if s.logit_bias:
+            values = np.fromiter(s.logit_bias.values(), np.float32)
+            self._bias.append((r, np.fromiter(s.logit_bias, np.int32), values))
+        if len(task.banned) and task.made + seq.flying < s.min_tokens:
+            self._bias.append((r, task.banned, np.full(len(task.banned), -np.inf, np.float32)))
 
     def targets(self, rows: list[int], tokens: list[int]) -> int:
         """Score continuations; the index of the first."""
@@ -117,44 +201,19 @@ class Draft:
         self._target_tokens += tokens
         return first
 
-    def launch(self) -> Batch | None:
-        """The frozen batch, or None when there is nothing to do."""
-        if not self.count:
-            assert not self._rows and not self._target_rows, "results without a computation"
-            return None
-        return Batch(
-            step=self.step,
-            tokens=np.concatenate(self._tokens),
-            positions=np.concatenate(self._positions),
-            slots=np.concatenate(self._slots),
-            qo_indptr=np.array(self._qo, np.int32),
-            kv_indptr=np.array(self._kv_indptr, np.int32),
-            kv_indices=np.concatenate(self._kv),
-            feed=np.array(self._feed, np.int32),
-            feed_rows=np.array(self._feed_rows, np.int32),
-            draws=self._draws(),
-            targets=Targets(np.array(self._target_rows, np.int32), np.array(self._target_tokens, np.int32)),
-            owner=self.notes,
-        )
-
-    def _draws(self) -> Draws:
-        draws = self.notes.draws
-        samplings = [draw.task.op.sampling for draw in draws]
-        return Draws(
-            rows=np.array(self._rows, np.int32),
-            into=np.array(self._into, np.int32),
-            positions=np.array([draw.position for draw in draws], np.int64),
-            seeds=np.array([draw.task.op.seed & _SEED_BITS for draw in draws], np.uint64),
-            temperature=np.array([s.temperature for s in samplings], np.float32),
-            top_p=np.array([s.top_p for s in samplings], np.float32),
-            top_k=np.array([s.top_k for s in samplings], np.int32),
-            min_p=np.array([s.min_p for s in samplings], np.float32),
-            frequency=np.array([s.frequency_penalty for s in samplings], np.float32),
-            presence=np.array([s.presence_penalty for s in samplings], np.float32),
-            repetition=np.array([s.repetition_penalty for s in samplings], np.float32),
-            logprobs=np.array([s.logprobs for s in samplings], np.int32),
-            bias=tuple(self._bias),
-        )
+    def trie(self, trie: Trie, slots: I32, prompt: I32, row: int) -> int:
+        """Add a token trie below the slots `prompt`, whose last token's logits are the batch's row `row`; `slots` for
+        its inner nodes. The index of its first target."""
+        slot = dict(zip(trie.inner, slots.tolist(), strict=True))
+        at = {-1: row}
+        for chain in trie.chains():
+            above = [slot[node] for node in trie.ancestors(chain[0])]
+            own = np.array([slot[node] for node in chain], np.int32)
+            kv = np.concatenate([prompt, np.array(above, np.int32), own])
+            tokens = np.array([trie.tokens[node] for node in chain], np.int32)
+            first = self.segment(tokens, len(prompt) + len(above), own, kv)
+            at.update({node: first + i for i, node in enumerate(chain)})
+        return self.targets([at[parent] for parent in trie.parents], trie.tokens)
 
     def published(self, node: Node, row: int, next_token: int | None) -> None:
         """A member's computed tokens now end at `node`, its last one is token `row` of this batch; it goes on with
@@ -162,3 +221,39 @@ class Draft:
         self.ends[node] = row
         if next_token is not None:
             self.frontier.add((node, next_token))
+
+    def launch(self) -> Batch | None:
+        """The frozen batch, or None when there is nothing to do."""
+        if not self.count:
+            assert not self.notes.drawn and not self._target_rows, "results without a computation"
+            return None
+        seen = _ends(self._seen.array())
+        draws = self._rows.array(), self._into.array(), self._drawn_at.array()
+        return Batch(
+            step=self.step,
+            tokens=np.concatenate(self._tokens),
+            positions=np.concatenate(self._positions),
+            slots=np.concatenate(self._slots),
+            qo_indptr=_ends(self._new.array()),
+            kv_indptr=seen,
+            kv_indices=_joined(self._kv, int(seen[-1])),
+            feed=self._feed.array(),
+            feed_rows=self._feed_rows.array(),
+            draws=self._parameters.draws(*draws, tuple(self._bias)),
+            targets=Targets(np.array(self._target_rows, np.int32), np.array(self._target_tokens, np.int32)),
+            owner=self.notes,
+        )
+
+
+def _ends(lengths: I32) -> I32:
+    """0 and the running sums of `lengths`."""
+    ends = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=ends[1:])
+    return ends
+
+
+def _joined(parts: list[I32], count: int) -> I32:
+    """All parts, `[count] int32`, at the beginning of an array of a rounded size: arrays that grow a little with every
+    step would get fresh pages each time, which cost five times as much as the copy."""
+    whole = np.empty(-(-count // _GRAIN) * _GRAIN, np.int32)[:count]  # covered by `out` just below
+    return np.concatenate(parts, out=whole)

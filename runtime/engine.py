@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ramet.frontend.errors import DeviceLost
 from ramet.runtime import messages as m
 from ramet.runtime.batch import Batch, Flight, Runner
 from ramet.runtime.cache import Cache
@@ -52,7 +53,7 @@ class EngineCore:
         self.cache = Cache(runner.capacity, runner.rows, runner.context)
         self.scheduler = Scheduler(self.cache, limits, eos, clock)
         self.programs = Programs(self.scheduler, context=runner.context, tokenizer=tokenizer, clock=clock)
-        self.collector = Collector(self.programs, self.scheduler, eos=eos, tokenizer=tokenizer, clock=clock)
+        self.collector = Collector(self.programs, self.scheduler, tokenizer=tokenizer, clock=clock)
         self.stopping = False
         self._overlap = limits.overlap
         self._last: Flight | None = None
@@ -137,7 +138,9 @@ class EngineCore:
 
     def _crash(self, batch: Batch, error: Exception) -> None:
         """A batch failed: its sequences fail, and since its KV may be garbage and is in the tree, nothing cached is
-        trusted."""
+        trusted. A device that is lost ends the loop instead: its programs are failed by the client, which restarts."""
+        if isinstance(error, DeviceLost):
+            raise error
         notes: Notes = batch.owner
         hit = [seq for seq in notes.members if seq.failed is None and not seq.closed]
         for program in list(self.programs.live.values()):

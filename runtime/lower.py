@@ -99,6 +99,10 @@ class Lowering:
             self._send_stable(sequence)
         return self._commit()
 
+    def length(self, path: str) -> int:
+        """Tokens of a sequence that were lowered: a prompt's once a Gen, Select, Score or Fork has followed it."""
+        return self._sequences[path].tokens
+
     def end(self) -> list[m.AnyOp]:
         """No more operations come: the last text of branches that were never closed, but that a Join waits for."""
         self._call = _Call()
@@ -138,6 +142,8 @@ class Lowering:
             raise StateError(f"{type(op).__name__} on seq={op.seq!r}: it is {what}; go on in a sequence that is open")
         if isinstance(op, ir.Text):
             self._text(op, sequence)
+        elif isinstance(op, ir.Tokens):
+            self._tokens(op, sequence)
         elif isinstance(op, ir.Role):
             self._role(op, sequence)
         elif isinstance(op, ir.Gen):
@@ -150,8 +156,10 @@ class Lowering:
             self._join(op, sequence)
         elif isinstance(op, ir.Put):
             self._put(op)
-        else:
+        elif isinstance(op, ir.Close):
             self._close(op, sequence)
+        else:
+            raise ConstraintError(f"{type(op).__name__}: this engine does not carry it out")
         self._call.ops.add(op.id)
 
     # -- text
@@ -172,6 +180,18 @@ class Lowering:
                     sequence.pending_op = op.id
                 sequence.pending += part
                 self._bound(sequence)
+
+    def _tokens(self, op: ir.Tokens, sequence: _Sequence) -> None:
+        self._in_vocabulary("ids", op.ids)
+        self._flush(sequence)
+        sequence.started = sequence.started or bool(op.ids)
+        self._append(sequence, op.id, op.ids, len(op.ids))
+
+    def _in_vocabulary(self, name: str, ids: tuple[int, ...]) -> None:
+        vocab = self._tokenizer.vocab_size
+        for token in ids:
+            if not 0 <= token < vocab:
+                raise ConstraintError(f"{name}: {token} is not a token id; ids of this model are 0 to {vocab - 1}")
 
     def _bound(self, sequence: _Sequence) -> None:
         size = len(sequence.pending)
@@ -263,14 +283,8 @@ class Lowering:
     # -- calls
 
     def _generate(self, op: ir.Gen, sequence: _Sequence) -> None:
-        vocab = self._tokenizer.vocab_size
-        for name, ids in (
-            ("stop_token_ids", op.sampling.stop_token_ids),
-            ("logit_bias", tuple(op.sampling.logit_bias)),
-        ):
-            for token in ids:
-                if not 0 <= token < vocab:
-                    raise ConstraintError(f"{name}: {token} is not a token id; ids of this model are 0 to {vocab - 1}")
+        self._in_vocabulary("stop_token_ids", op.sampling.stop_token_ids)
+        self._in_vocabulary("logit_bias", tuple(op.sampling.logit_bias))
         for stop in op.sampling.stop:
             check_text(stop)
         self._ready(op, sequence)

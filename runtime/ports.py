@@ -46,6 +46,9 @@ class Link(Protocol):
     def close(self) -> None:
         """End the engine and wait for it. Idempotent."""
 
+    def kill(self) -> bool:
+        """End the engine by force, without waiting (`receive` tells); False where that is impossible."""
+
     def release(self) -> None:
         """Free what `receive` needed, once it has returned None; called by the receiving thread."""
 
@@ -114,6 +117,10 @@ class ThreadLink:
         if not self.is_current_thread():
             self._thread.join()
 
+    def kill(self) -> bool:
+        """False: a thread cannot be ended from outside."""
+        return False
+
     def release(self) -> None:
         """Nothing to free."""
 
@@ -161,8 +168,10 @@ class ZmqPort:
 
 
 class ProcessLink:
-    """An engine in a process of its own, which ends when this one does (its standard input is our pipe) and whose
-    end we notice at once (our pipe is its standard output). Raises `EngineError` when it cannot be started."""
+    """An engine in a process of its own, which ends when this one does (its standard input is our pipe; on Linux the
+    kernel ends it too) and whose end we notice at once (our pipe is its standard output). Make it in the thread that
+    will `receive`: the kernel takes the end of the thread that started a process for the end of its parent. Raises
+    `EngineError` when it cannot be started."""
 
     def __init__(self, config: Config) -> None:
         self._directory = tempfile.mkdtemp(prefix="ramet-")  # mode 0700
@@ -173,6 +182,7 @@ class ProcessLink:
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._closed = False
         self._ready = False
+        self._listed = True
         try:
             self._orders = self._bind(zmq.PUSH, SOCKETS[0])
             self._reports = self._bind(zmq.PULL, SOCKETS[1])
@@ -241,9 +251,18 @@ class ProcessLink:
             except zmq.Again:
                 break
         self._ready = self._ready or any(isinstance(report, m.Ready) for report in reports)
+        if any(isinstance(report, m.Step) for report in reports):
+            self._unlist()
         if any(isinstance(report, m.Broken) for report in reports):
             self._let_go()  # it waits for this before it ends, so that its last word is never lost with it
         return reports
+
+    def _unlist(self) -> None:
+        """Remove the sockets' names: an answered order shows that both are connected. Nobody else can connect from now
+        on, and nothing stays behind when both processes are killed."""
+        if self._listed:
+            self._listed = False
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _let_go(self) -> None:
         """Close our end of its standard input: it ends at once."""
@@ -258,6 +277,11 @@ class ProcessLink:
         else:
             self.process.kill()
         self._wait()
+
+    def kill(self) -> bool:
+        """Kill the process, stopped or not."""
+        self.process.kill()
+        return True
 
     def _wait(self) -> None:
         try:
@@ -298,7 +322,7 @@ class ProcessLink:
 
 
 def _spawn(directory: str, config: Config) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "ramet.runtime.process", directory]
+    command = [sys.executable, "-P", "-m", "ramet.runtime.process", directory, str(os.getpid())]
     # Threads that spin while they wait cost a factor of 20 and more as soon as another process wants the cores.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONSAFEPATH": "1"}
     # Its own process group: Ctrl-C is the client's to handle, also while the engine is still importing.

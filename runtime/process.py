@@ -1,13 +1,14 @@
 """The engine's process, and how an engine is built from a `Config`.
 
-In: a line of JSON (the config) on standard input, a directory with two sockets as the only argument. Out: reports
-over the socket; standard output stays silent (the parent watches its end), the log goes to standard error. Ends when
-standard input closes.
+In: a line of JSON (the config) on standard input; as arguments a directory with two sockets and the parent's id. Out:
+reports over the socket; standard output stays silent (the parent watches its end), the log goes to standard error.
+Ends when standard input closes or the parent does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -15,11 +16,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from ramet.frontend.errors import EngineError
 from ramet.runtime import messages as m
 from ramet.runtime.config import Config
 from ramet.runtime.engine import EngineCore, Port
@@ -28,17 +28,23 @@ from ramet.runtime.models.spec import Spec
 from ramet.runtime.ports import SOCKETS, ZmqPort
 from ramet.runtime.start import load_tokenizer
 
+if TYPE_CHECKING:
+    from ramet.runtime.cuda import CudaRunner
+    from ramet.runtime.runner import Load, TorchRunner
+
+    AnyRunner = TorchRunner | CudaRunner
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
 
 def build(config: Config, port: Port) -> tuple[EngineCore, m.Ready]:
     """Load the model that `config` names and put an engine on it."""
     from ramet.runtime.models.load import load_weights  # torch is imported here, not by whoever imports this module
-    from ramet.runtime.runner import build as build_runner
 
     began = time.monotonic()
     source = hub.resolve(config.model)
     spec = hub.load_spec(source)
     tokenizer = load_tokenizer(source)
-    _check_room(config, spec)
     runner = build_runner(config, spec, lambda dtype: load_weights(source, spec, dtype))
     eos = tuple(sorted({*spec.eos, *tokenizer.eos}))
     core = EngineCore(runner, port, limits=config.limits, eos=eos, tokenizer=tokenizer, model=source.name)
@@ -46,20 +52,17 @@ def build(config: Config, port: Port) -> tuple[EngineCore, m.Ready]:
     return core, m.Ready(source.name, runner.dtype_name, runner.context, runner.capacity, runner.threads, seconds)
 
 
-def _check_room(config: Config, spec: Spec) -> None:
-    """Raise `EngineError` for a pool of a stated size that the free memory does not hold."""
-    import torch
+def build_runner(config: Config, spec: Spec, load: Load) -> AnyRunner:
+    """The runner on the device that `config` names or, for "auto", that is there."""
+    from ramet.runtime.device import choose
 
-    from ramet.runtime.runner import free_memory, kv_bytes_per_token, native_dtype, weight_bytes
+    if choose(config.device) == "cuda":
+        from ramet.runtime.cuda import build
 
-    dtype = native_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
-    weights, each, free = weight_bytes(spec, dtype), kv_bytes_per_token(spec, dtype), free_memory()
-    if config.kv_tokens and weights + config.kv_tokens * each > free:
-        raise EngineError(
-            f"kv_tokens={config.kv_tokens}: a KV pool of {config.kv_tokens * each / 2**30:.2f} GiB does not fit; "
-            f"{free / 2**30:.2f} GiB are free, the weights take {weights / 2**30:.2f} of them: ask for at most "
-            f"{max(free - weights, 0) // each} tokens, or leave it out"
-        )
+        return build(config, spec, load)
+    from ramet.runtime.runner import build as build_on_cpu
+
+    return build_on_cpu(config, spec, load)
 
 
 def serve(config: Config, port: Port, ready: Callable[[m.Ready], None]) -> None:
@@ -69,10 +72,24 @@ def serve(config: Config, port: Port, ready: Callable[[m.Ready], None]) -> None:
     core.run()
 
 
+def _end_with(parent: int, directory: str) -> None:
+    """Have the kernel kill this process when the parent ends: also while it is stopped or busy in native code, and when
+    someone else holds the other end of standard input. Linux only; elsewhere the pipe alone tells."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the line above
+        _leave(directory)
+
+
 def _follow_parent(directory: str) -> NoReturn:
     """End this process when the parent's pipe closes, however the parent ended, and leave nothing behind."""
     while os.read(0, 4096):
         continue
+    _leave(directory)
+
+
+def _leave(directory: str) -> NoReturn:
     with contextlib.suppress(OSError):  # the parent may be doing the same
         for name in SOCKETS:
             Path(directory, name).unlink(missing_ok=True)
@@ -92,7 +109,8 @@ def _first_line() -> bytes:
 def main() -> None:
     """The main of the engine's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's to handle: it cancels, the engine goes on
-    directory = sys.argv[1]
+    directory, parent_id = sys.argv[1], int(sys.argv[2])
+    _end_with(parent_id, directory)
     line = _first_line()
     if not line:  # the parent has ended already
         _follow_parent(directory)

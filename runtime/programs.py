@@ -234,8 +234,11 @@ class Programs:
             self.fail(seq, op.op, "context", self._too_long(f"{seq.known} tokens of prompt and a new one"))
         else:
             limit = min(op.sampling.max_tokens or room, room)
-            seq.task = Generating(op, seq.known, limit, self._tokenizer, self._clock())
-            self._called(seq, seq.task)
+            task = Generating(
+                op, seq.known, limit, eos=self.scheduler.eos, tokenizer=self._tokenizer, now=self._clock()
+            )
+            seq.task = task
+            self._called(seq, task)
 
     def _choose(self, seq: Sequence, op: m.Choose) -> None:
         task = Choosing(op, seq.known, self._clock())
@@ -382,3 +385,4 @@ class Programs:
                 program.open -= 1
                 self._break(program, op.op, "generation", f"operation {op.op}: sequence {op.seq} does not exist")
         program.early.clear()
+        assert not program.open, "an operation is counted that nobody holds"

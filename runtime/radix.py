@@ -25,29 +25,35 @@ def _own(values: ArrayLike) -> I32:
 
 
 _EMPTY = _own(())
+_BYTES = _EMPTY.itemsize
 
 
 class Node:
     """A run of tokens and, below it, the runs that continue it. Whoever keeps a node over an eviction locks it.
 
-    `tokens`, `slots` `[n] int32` (read-only): the edge from the parent; empty only in a root. `depth`: tokens from the
-    root to this node's end. `children`: by the first token of their edge. `refs`: holders whose path includes this
-    node. `used`: when it was last used, in the tree's ticks; negative: to be evicted first. `queued`: key of its live
-    entry in the tree's eviction queue.
+    `tokens`, `slots` `[n] int32` (read-only): the edge from the parent; empty only in a root. `key`: the bytes of
+    `tokens`, in one memory with them. `depth`: tokens from the root to this node's end. `children`: by the first token
+    of their edge. `refs`: holders whose path includes this node. `used`: when it was last used, in the tree's ticks;
+    negative: to be evicted first. `queued`: key of its live entry in the tree's eviction queue.
     """
 
-    __slots__ = ("children", "depth", "namespace", "parent", "queued", "refs", "slots", "tokens", "used")
+    __slots__ = ("children", "depth", "key", "namespace", "parent", "queued", "refs", "slots", "tokens", "used")
 
     def __init__(self, parent: Node | None, tokens: I32, slots: I32, namespace: str) -> None:
         self.parent = parent
         self.children: dict[int, Node] = {}
-        self.tokens = tokens
-        self.slots = slots
+        self.bear(tokens, slots)
         self.depth: int = len(tokens) + (parent.depth if parent is not None else 0)
         self.refs = 0
         self.used = 0
         self.queued: int | None = None
         self.namespace = namespace
+
+    def bear(self, tokens: I32, slots: I32) -> None:
+        """Make copies of `tokens` and `slots` the node's edge."""
+        self.key = tokens.tobytes()
+        self.tokens: I32 = np.frombuffer(self.key, np.int32)
+        self.slots = _own(slots)
 
     def __repr__(self) -> str:
         return f"Node(depth={self.depth}, edge={len(self.tokens)}, children={len(self.children)}, refs={self.refs})"
@@ -56,7 +62,8 @@ class Node:
 class RadixTree:
     """Prefixes and their slots (a radix tree as in Zheng et al. 2024, SGLang's RadixAttention).
 
-    `size`: tokens in the tree, over all namespaces; `locked`: those of them in nodes with refs > 0. Eviction takes the
+    `size`: tokens in the tree, over all namespaces; `locked`: those of them in nodes with refs > 0. `changes`: grows
+    whenever tokens come or go, so that who remembers a match can tell that it still holds. Eviction takes the
     least recently used leaf that nobody holds. The candidates are a heap with lazy deletion: an entry's key is a lower
     bound of its node's age and is corrected when it is popped, so that a touch costs nothing and an eviction O(log n).
     """
@@ -64,6 +71,7 @@ class RadixTree:
     def __init__(self) -> None:
         self.size = 0
         self.locked = 0
+        self.changes = 0
         self._roots: dict[str, Node] = {}
         self._fresh: list[Node] = []  # roots made since the last sweep: perhaps never filled
         self._queue: list[tuple[int, int, Node]] = []
@@ -94,19 +102,23 @@ class RadixTree:
         """Walk down from `node`'s end along `tokens` `[n] int32`: the deepest node reached and how many tokens matched.
 
         Where the match ends inside an edge, that edge is split, so that the node ends exactly where the match does.
-        Marks what it passes as used. One numpy comparison per edge.
+        Marks what it passes as used. One comparison of bytes per edge, and one of tokens where the match ends.
         """
         assert node.refs >= 0, "match from a node that was evicted: it was not locked"
         self._tick += 1
         node.used = self._tick
-        done, total = 0, len(tokens)
+        done, total, key = 0, len(tokens), tokens.tobytes()
         while done < total:
             child = node.children.get(int(tokens[done]))
             if child is None:
                 break
-            same = _agreement(child.tokens, tokens[done:])
-            done += same
-            node = child if same == len(child.tokens) else self._split(child, same)
+            if key.startswith(child.key, done * _BYTES):
+                done += len(child.tokens)
+                node = child
+            else:
+                same = _agreement(child.tokens, tokens[done:])
+                done += same
+                node = self._split(child, same)
             node.used = self._tick
         return node, done
 
@@ -121,10 +133,11 @@ class RadixTree:
         known = self.path_slots(end, node.depth)
         if found == len(tokens):
             return end, known
-        leaf = Node(end, _own(tokens[found:]), _own(slots[found:]), node.namespace)
+        leaf = Node(end, tokens[found:], slots[found:], node.namespace)
         leaf.used = self._tick
         end.children[int(leaf.tokens[0])] = leaf
         self.size += len(leaf.tokens)
+        self.changes += 1
         self._offer(leaf)
         return leaf, np.concatenate((known, leaf.slots)) if found else leaf.slots
 
@@ -251,10 +264,11 @@ class RadixTree:
         """Cut `node`'s edge after `at` tokens; `node` stays the lower part, so that its holders notice nothing."""
         parent = node.parent
         assert parent is not None, "a root has no edge to split"
-        upper = Node(parent, _own(node.tokens[:at]), _own(node.slots[:at]), node.namespace)
+        upper = Node(parent, node.tokens[:at], node.slots[:at], node.namespace)
         upper.refs, upper.used = node.refs, node.used
         parent.children[int(upper.tokens[0])] = upper
-        node.parent, node.tokens, node.slots = upper, _own(node.tokens[at:]), _own(node.slots[at:])
+        node.parent = upper
+        node.bear(node.tokens[at:], node.slots[at:])
         upper.children[int(node.tokens[0])] = node
         return upper
 
@@ -264,9 +278,10 @@ class RadixTree:
         assert parent is not None, "a root is never queued"
         dropped = leaf.slots[keep:]
         self.size -= len(dropped)
+        self.changes += 1
         if keep:
             leaf.depth -= len(dropped)
-            leaf.tokens, leaf.slots = _own(leaf.tokens[:keep]), _own(leaf.slots[:keep])
+            leaf.bear(leaf.tokens[:keep], leaf.slots[:keep])
             self._offer(leaf)
             return dropped
         del parent.children[int(leaf.tokens[0])]
@@ -316,6 +331,7 @@ def _check_links(roots: dict[str, Node], nodes: list[Node]) -> None:
         assert len(root.tokens) == len(root.slots) == root.depth == 0, f"root of {namespace!r} is not empty"
     for node in nodes:
         assert len(node.tokens) == len(node.slots), f"{node}: {len(node.slots)} slots"
+        assert node.key == node.tokens.tobytes(), f"{node}: its key spells other tokens"
         assert node.tokens.dtype == node.slots.dtype == np.int32, f"{node}: not int32"
         for first, child in node.children.items():
             assert len(child.tokens) > 0, f"{child}: empty edge"

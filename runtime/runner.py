@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,10 +19,17 @@ from ramet.runtime.batch import I32, Batch, Flight, Masks, Samples
 from ramet.runtime.config import Config
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.spec import Spec
+from ramet.runtime.sizing import (
+    check_room,
+    default_capacity,
+    free_memory,
+    kv_bytes_per_token,
+    native_dtype,
+    size,
+)
+from ramet.runtime.sizing import weight_bytes as weight_bytes  # one name for whoever sizes a runner
 
-_MAX_SLOTS = 65_536  # of a pool that nobody sized
-_SHARE = 0.25  # of the free memory, for such a pool
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Load = Callable[[torch.dtype], Mapping[str, torch.Tensor]]
 
 
 @dataclass(slots=True)
@@ -68,18 +74,14 @@ class TorchRunner:
                 self._cache = torch.zeros(shape, dtype=decoder.dtype, device=self._device)
             except RuntimeError as error:
                 need = capacity * kv_bytes_per_token(spec, decoder.dtype)
-                raise ModelError(
-                    f"capacity={capacity}: no room for a KV pool of {_size(need)}; ask for less"
-                ) from error
+                raise ModelError(f"capacity={capacity}: no room for a KV pool of {size(need)}; ask for less") from error
             self._last = torch.zeros(rows, dtype=torch.int64, device=self._device)
             self._angles = decoder.angles(context)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> TorchFlight:
         """Compute the batch's tokens; logits only for the rows that are drawn from or scored."""
-        rows, where = np.unique(np.concatenate((batch.draws.rows, batch.targets.rows)), return_inverse=True)
-        index: I32 = where.astype(np.int32)
-        at, target_at = index[: len(batch.draws)], index[len(batch.draws) :]
+        rows, at, target_at = wanted(batch)
         if len(batch) == 0:
             return TorchFlight(batch, None, at, target_at)
         decoder = self._decoder
@@ -128,71 +130,36 @@ class TorchRunner:
         return torch.from_numpy(index).to(self._device, torch.int64)
 
 
-def build(config: Config, spec: Spec, load: Callable[[torch.dtype], Mapping[str, torch.Tensor]]) -> TorchRunner:
-    """The runner that `config` asks for; `load` delivers the weights of `spec` in the chosen dtype. Raises
+def wanted(batch: Batch) -> tuple[I32, I32, I32]:
+    """The tokens of a batch whose logits are drawn from or scored, each once `[U]`; which of them each draw `[R]` and
+    each target `[P]` uses."""
+    rows, where = np.unique(np.concatenate((batch.draws.rows, batch.targets.rows)), return_inverse=True)
+    index: I32 = where.astype(np.int32)
+    return rows, index[: len(batch.draws)], index[len(batch.draws) :]
+
+
+def build(config: Config, spec: Spec, load: Load) -> TorchRunner:
+    """The runner on the CPU that `config` asks for; `load` delivers the weights of `spec` in the chosen dtype. Raises
     `EngineError` or `ModelError` before weights are loaded when they cannot fit."""
-    dtype = _DTYPES[config.dtype] if config.dtype != "auto" else native_dtype()
+    config.check_cpu()
+    dtype = native_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
+    context, memory = checked_context(config, spec), free_memory()
+    check_room(spec, dtype, kv_tokens=config.kv_tokens, memory=memory)
+    sized = config.kv_tokens or default_capacity(spec, dtype, context=context, memory=memory, share=config.kv_share)
+    decoder = Decoder(spec, load(dtype), "cpu", dtype)
+    return TorchRunner(
+        decoder, capacity=sized, rows=config.max_running, context=context, threads=config.threads or _cores()
+    )
+
+
+def checked_context(config: Config, spec: Spec) -> int:
+    """The context that `config` asks for. Raises `EngineError` when the model has less."""
     context = config.context or spec.context
     if context > spec.context:
         raise EngineError(f"context={context}: the model {spec.name!r} has {spec.context}; ask for less, or 0")
-    capacity = config.kv_tokens or default_capacity(spec, dtype, context=context, memory=free_memory())
-    decoder = Decoder(spec, load(dtype), config.device, dtype)
-    return TorchRunner(
-        decoder, capacity=capacity, rows=config.max_running, context=context, threads=config.threads or _cores()
-    )
+    return context
 
 
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def native_dtype() -> torch.dtype:
-    """bfloat16 where the processor computes with it, else float32."""
-    onednn = torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if onednn and torch.cpu._is_avx512_bf16_supported() else torch.float32
-
-
-def kv_bytes_per_token(spec: Spec, dtype: torch.dtype) -> int:
-    """Bytes of one slot: K and V of one token in all layers."""
-    return 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
-
-
-def weight_bytes(spec: Spec, dtype: torch.dtype) -> int:
-    """Bytes of the weights as the decoder keeps them (a tied embedding is packed once more for the head)."""
-    count = sum(int(np.prod(shape)) for shape in spec.tensor_shapes().values())
-    return (count + (spec.vocab * spec.hidden if spec.tied else 0)) * dtype.itemsize
-
-
-def default_capacity(spec: Spec, dtype: torch.dtype, *, context: int, memory: int) -> int:
-    """Slots of a pool that nobody sized: what a quarter of `memory` (free bytes, weights not yet loaded) holds after
-    the weights, at least one context and at most 65,536. Raises `ModelError` with the figures when the weights and one
-    context do not fit at all."""
-    weights, each = weight_bytes(spec, dtype), kv_bytes_per_token(spec, dtype)
-    left = memory - weights
-    if left < context * each:
-        raise ModelError(
-            f"the model {spec.name!r} needs {_size(weights)} for weights and {_size(context * each)} for the KV of one "
-            f"context of {context} tokens; {_size(memory)} are free: ask for a shorter context, or a smaller model"
-        )
-    return max(context, min(_MAX_SLOTS, int(left * _SHARE) // each))
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: the machine's available memory, and less where a control group says
-    so."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    free = pages
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()).isdigit():
-        free = min(free, max(0, int(most) - int(used.read_text())))
-    return free
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -8,20 +8,22 @@ retracts the youngest sequence; the oldest one is never retracted for another, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from operator import attrgetter
 
 import numpy as np
 
-from ramet.runtime import admission
+from ramet.runtime import admission, decode
 from ramet.runtime.batch import I32, Batch, Masks
 from ramet.runtime.cache import Cache
 from ramet.runtime.config import Limits
-from ramet.runtime.draft import EMPTY, Draft, Notes, Score
+from ramet.runtime.draft import Draft, Notes, Score
+from ramet.runtime.parameters import Parameters
 from ramet.runtime.sequence import NO_SLOTS, Choosing, Generating, Sequence
+from ramet.runtime.waiting import Waiting
 
-LOOKAHEAD = 64  # waiting sequences that one plan looks at
-AGE_BONUS = 16.0  # programs that a wholly cached prompt may overtake
-TINY = 4  # an op of so few tokens goes first
+FEW = 3  # so many decoding sequences are planned together rather than one by one
+_AGE = attrgetter("age")
 
 
 class Scheduler:
@@ -33,28 +35,35 @@ class Scheduler:
         self.clock = clock
         self.lengths = admission.Lengths()
         self.running: dict[Sequence, None] = {}  # seated, oldest first once planned
-        self.waiting: dict[Sequence, None] = {}  # want work, have no row
+        self.waiting = Waiting(cache.tree)  # want work, have no row
         self.resting: dict[Sequence, None] = {}  # want nothing, hold a lease; coldest first
         self.served: dict[str, int] = {}  # tokens computed per namespace, for fairness
         self.steps = 0
         self.computed = 0
         self.retractions = 0
-        self._eos = np.array(eos, np.int32)
+        self.eos = eos
+        self.parameters = Parameters(len(cache.rows.table))
+        self._oldest_first: list[Sequence] | None = []  # `running` in order; None: to be sorted
+        self._sated: dict[Sequence, None] = {}  # waiting, and want nothing any more
 
     # -- who is where
 
     def wake(self, seq: Sequence) -> None:
         """The sequence may want work: queue it unless it is seated."""
         over = seq.closed or seq.failed is not None
-        if seq.row is None and not over and seq not in self.waiting and seq.wants_work():
+        if seq in self.waiting:
+            self.waiting.update(seq)
+            if not seq.wants_work():
+                self._sated[seq] = None
+        elif seq.row is None and not over and seq.wants_work():
             self.resting.pop(seq, None)
             seq.since = self.clock()
-            self.waiting[seq] = None
+            self.waiting.add(seq)
 
     def rest(self, seq: Sequence) -> None:
         """It wants nothing now (Python or a tool runs): it keeps a lease on its prefix, not its row."""
-        self.running.pop(seq, None)
-        self.waiting.pop(seq, None)
+        self._unseat(seq)
+        self.waiting.discard(seq)
         self.cache.rest(seq)
         if seq.node is not None and seq not in self.resting:
             seq.since = self.clock()
@@ -74,25 +83,35 @@ class Scheduler:
         self.wake(seq)
 
     def _forget(self, seq: Sequence) -> None:
-        for group in (self.running, self.waiting, self.resting):
-            group.pop(seq, None)
+        self._unseat(seq)
+        self.waiting.discard(seq)
+        self.resting.pop(seq, None)
         if isinstance(seq.task, Choosing):
             self.cache.drop_trie(seq.task)
+
+    def _seat(self, seq: Sequence) -> None:
+        self.waiting.discard(seq)
+        self.running[seq] = None
+        self._oldest_first = None
+
+    def _unseat(self, seq: Sequence) -> None:
+        if seq in self.running:
+            del self.running[seq]
+            self._oldest_first = None
 
     # -- the plan
 
     def plan(self) -> Batch | None:
         """The next batch, or None. Prompt tokens that it computes are in the tree when it returns (insert at
         launch)."""
-        draft = Draft(self.steps, self.limits.batch_tokens)
+        draft = Draft(self.steps, self.limits.batch_tokens, self.parameters)
         self._expire()
-        for seq in [s for s in self.running if s.task is None and not s.wants_work()]:
-            self.rest(seq)
-        ready = sorted((seq for seq in self.running if seq.wants_work()), key=_age)
-        decoding = [seq for seq in ready if _sampling(seq)]
-        for seq in [*decoding, *ready]:
-            if seq in self.running and seq not in draft.members:  # not retracted meanwhile for an older one
-                self._schedule(seq, draft)
+        decoding, others = self._ready()
+        self._decode(decoding, draft)
+        if len(draft.members) < len(decoding):  # who got nothing tries again in its turn
+            others = sorted([*(seq for seq in decoding if seq not in draft.members), *others], key=_AGE)
+        for seq in others:
+            self._try(seq, draft)
         self._admit(draft)
         batch = draft.launch()
         if batch is not None:
@@ -100,11 +119,64 @@ class Scheduler:
             self._account(batch, draft.notes)
         return batch
 
+    def _ready(self) -> tuple[list[Sequence], list[Sequence]]:
+        """Seated sequences that want work, oldest first: those that are sampling, and the others. Those that want
+        nothing and have no op go to rest."""
+        if self._oldest_first is None:
+            self._oldest_first = sorted(self.running, key=_AGE)
+        decoding: list[Sequence] = []
+        others: list[Sequence] = []
+        idle = False
+        for seq in self._oldest_first:
+            task = seq.task
+            if isinstance(task, Generating) and (task.made or seq.flying):
+                if task.made + seq.flying < task.limit:
+                    decoding.append(seq)
+            elif seq.wants_work():
+                others.append(seq)
+            else:
+                idle = idle or task is None
+        if idle:
+            for seq in [s for s in self.running if s.task is None and not s.wants_work()]:
+                self.rest(seq)
+        return decoding, others
+
+    def _decode(self, decoding: list[Sequence], draft: Draft) -> None:
+        """Runs of sequences that only want their next token go together, as long as nobody has to give way."""
+        held = self.parameters.tasks
+        run: list[Sequence] = []
+        for seq in decoding:
+            if decode.is_steady(seq, held):
+                run.append(seq)
+            else:
+                self._together(run, draft)
+                self._try(seq, draft)
+                run = []
+        self._together(run, draft)
+
+    def _together(self, run: list[Sequence], draft: Draft) -> None:
+        if len(run) < FEW or len(run) > min(self.cache.slots.free, draft.left):
+            for seq in run:
+                self._try(seq, draft)
+        else:
+            decode.advance(run, self.cache, draft, self.parameters.tasks)
+            for seq in run:
+                self.served[seq.program.namespace] += 1
+
+    def _try(self, seq: Sequence, draft: Draft) -> None:
+        if seq in self.running and seq not in draft.members:  # not retracted meanwhile for an older one
+            self._schedule(seq, draft)
+
     def _account(self, batch: Batch, notes: Notes) -> None:
         self.computed += len(batch)
         for seq in notes.members:
-            seq.program.steps += seq.program.last_step != batch.step
-            seq.program.last_step = batch.step
+            program = seq.program
+            if program.last_step != batch.step:
+                program.last_step = batch.step
+                program.steps += 1
+                if program.steps == 1:  # it runs: what waits of it goes before programs that do not
+                    for other in program.sequences.values():
+                        self.waiting.update(other)
 
     def _schedule(self, seq: Sequence, draft: Draft) -> bool:
         """Add what this step computes for a seated sequence; False when it got nothing."""
@@ -124,10 +196,10 @@ class Scheduler:
         if row is None:
             row = self._compute(seq, slots[:todo], draft)
         self._note(seq, draft)
-        if seq.computed == goal and seq.task is not None and not _sampling(seq):
+        if seq.computed == goal and seq.task is not None and not seq.is_sampling():
             seq.task.computed = min(seq.fresh, seq.task.prompt)
         if seq.computed == goal and isinstance(seq.task, Generating):
-            draft.draw(seq, seq.task, row, self._banned(seq, seq.task))
+            draft.draw(seq, seq.task, row)
             seq.flying += 1
         elif seq.computed == goal and isinstance(seq.task, Choosing):
             self._score(seq, seq.task, row, slots[todo:], draft)
@@ -173,16 +245,18 @@ class Scheduler:
         known = min(count, seq.known - start)
         tokens[:known] = seq.buffer[start : start + known]
         self.cache.extend(seq, slots)
-        first = draft.segment(tokens, start, slots, self.cache.rows.table[seq.row, : start + count].copy())
+        first = draft.segment(tokens, start, slots, self.cache.rows.table[seq.row, : start + count])
         if known < count:
             draft.feed(first + known, seq.row)
         seq.fresh += count
         last = first + count - 1
-        decode = count == 1 and isinstance(seq.task, Generating) and seq.task.made > 0
-        if settled and not decode:
+        next_one = count == 1 and isinstance(seq.task, Generating) and seq.task.made > 0
+        if settled and not next_one:
             self._publish(seq, last, draft)
-        floor = min(self.served.values(), default=0)
-        self.served[seq.program.namespace] = self.served.get(seq.program.namespace, floor) + count
+        namespace = seq.program.namespace
+        if namespace not in self.served:
+            self.served[namespace] = min(self.served.values(), default=0)
+        self.served[namespace] += count
         seq.program.computed += count
         return last
 
@@ -202,12 +276,6 @@ class Scheduler:
             seq.task.began = self.clock()
             seq.task.first_step = draft.step
 
-    def _banned(self, seq: Sequence, task: Generating) -> I32:
-        if task.made + seq.flying >= task.op.sampling.min_tokens:
-            return EMPTY
-        stops = np.array(task.op.sampling.stop_token_ids, np.int32)
-        return np.concatenate([self._eos, stops])
-
     # -- choices
 
     def _score(self, seq: Sequence, task: Choosing, row: int, slots: I32, draft: Draft) -> None:
@@ -218,27 +286,14 @@ class Scheduler:
         task.slots, task.extra = slots[:inner], slots[inner:]
         prompt = self.cache.rows.table[seq.row, : seq.computed]
         before = draft.count
-        first = self._trie(task, task.slots, prompt, row, draft)
+        first = draft.trie(task.trie, task.slots, prompt, row)
         if task.op.context:
             bare = task.extra[: len(task.op.context)]
             context = draft.segment(np.array(task.op.context, np.int32), 0, bare, bare) + len(bare) - 1
-            self._trie(task, task.extra[len(bare) :], bare, context, draft)
+            draft.trie(task.trie, task.extra[len(bare) :], bare, context)
         seq.program.computed += draft.count - before
         task.launched = True
         draft.notes.scores.append(Score(seq, seq.turn, task, first))
-
-    def _trie(self, task: Choosing, slots: I32, prompt: I32, row: int, draft: Draft) -> int:
-        trie = task.trie
-        slot = dict(zip(trie.inner, slots.tolist(), strict=True))
-        at = {-1: row}
-        for chain in trie.chains():
-            above = [slot[node] for node in trie.ancestors(chain[0])]
-            own = np.array([slot[node] for node in chain], np.int32)
-            kv = np.concatenate([prompt, np.array(above, np.int32), own])
-            tokens = np.array([trie.tokens[node] for node in chain], np.int32)
-            first = draft.segment(tokens, len(prompt) + len(above), own, kv)
-            at.update({node: first + i for i, node in enumerate(chain)})
-        return draft.targets([at[parent] for parent in trie.parents], trie.tokens)
 
     # -- memory
 
@@ -262,7 +317,7 @@ class Scheduler:
         is none."""
         seq = next(iter(self.resting), None)
         if seq is None:
-            seq = max((s for s in self.waiting if s.node is not None), key=_age, default=None)
+            seq = max((s for s in self.waiting if s.node is not None), key=_AGE, default=None)
         if seq is None:
             return False
         self.resting.pop(seq, None)
@@ -280,8 +335,8 @@ class Scheduler:
     def _retract(self, needy: Sequence, draft: Draft) -> bool:
         """Send the youngest sequence that is not part of this step, and younger than `needy`, back to the queue."""
         held = (s for s in self.running if s not in draft.members and s is not needy and not _busy(s))
-        victim = max(held, key=_age, default=None)
-        if victim is None or _age(victim) < _age(needy):
+        victim = max(held, key=_AGE, default=None)
+        if victim is None or victim.age < needy.age:
             return False
         self.retract(victim)
         return True
@@ -297,100 +352,43 @@ class Scheduler:
 
     def _admit(self, draft: Draft) -> None:
         """Seat waiting sequences, best first, while rows, budget and the peak of their footprints allow."""
-        for seq in self._candidates():
+        for seq in self._sated:
+            if seq in self.waiting and not seq.wants_work() and not seq.flying:
+                self.rest(seq)
+        self._sated.clear()
+        if not self.waiting or draft.left <= 0 or not self.cache.rows.free:
+            return
+        footprints, retractions = self._footprints(), self.retractions
+        for seq in self.waiting.next(self.served):
             if draft.left <= 0:
                 return
             if seq.flying:
                 continue
             if not self.cache.seat(seq):
                 return
-            if self.running and not self._fits(seq):
+            if self.retractions != retractions:
+                footprints, retractions = self._footprints(), self.retractions
+            room = self.cache.capacity - self.cache.tree.locked
+            if self.running and not footprints.fits(admission.footprint(seq, self.lengths), room):
                 self.cache.park(seq)
                 return
-            del self.waiting[seq]
-            self.running[seq] = None
+            self._seat(seq)
             if not self._schedule(seq, draft) and not draft.count:
-                self.running.pop(seq)
+                self._unseat(seq)
                 self.cache.park(seq)
-                self.waiting[seq] = None
+                self.waiting.add(seq)
                 return
+            footprints.add(admission.footprint(seq, self.lengths))
 
-    def _candidates(self) -> list[Sequence]:
-        """Waiting sequences in admission order: by priority; namespaces in turn, the least served first; inside a
-        namespace calls before mere prefill, programs that run already, tiny ops, then age (so that children of one
-        fork stand together), where a cached prefix makes a sequence older. Those that want nothing any more go to
-        rest."""
-        for seq in [s for s in self.waiting if not s.wants_work() and not s.flying]:
-            self.rest(seq)
-        groups: dict[tuple[int, str], list[Sequence]] = {}
-        for seq in self.waiting:
-            groups.setdefault((-seq.program.priority, seq.program.namespace), []).append(seq)
-        for group in groups.values():
-            group.sort(key=_rank)
-            if len({seq.program.id for seq in group[:LOOKAHEAD]}) > 1:
-                group[:LOOKAHEAD] = sorted(group[:LOOKAHEAD], key=self._rank_cached)
-        turns = sorted(groups, key=lambda key: (key[0], self.served.get(key[1], 0)))
-        return admission.interleave([(key[0], groups[key]) for key in turns], LOOKAHEAD)
-
-    def _rank_cached(self, seq: Sequence) -> tuple[object, ...]:
-        cached = seq.depth
-        if seq.node is None:
-            root = self.cache.tree.root(seq.program.namespace)
-            cached = self.cache.tree.match(root, seq.tokens(0, seq.known))[1]
-        bonus = AGE_BONUS * cached / max(seq.known, 1)
-        return (*_rank(seq)[:3], seq.program.order - bonus, seq.order)
-
-    def _fits(self, newcomer: Sequence) -> bool:
-        seats: Iterable[Sequence] = [*self.running, newcomer]
-        pairs = [(max(seq.length - seq.depth, 0), self._left(seq)) for seq in seats]
-        held = np.array([pair[0] for pair in pairs], np.int64)
-        left = np.array([pair[1] for pair in pairs], np.int64)
-        return self.cache.tree.locked + admission.peak(held, left) <= self.cache.capacity
-
-    def _left(self, seq: Sequence) -> int:
-        """Tokens that the sequence's op will still add, as far as one can tell."""
-        task = seq.task
-        if isinstance(task, Choosing):
-            return len(task.trie.tokens)
-        if task is None:
-            return 0
-        made = task.made + seq.flying
-        if task.op.sampling.max_tokens is not None:
-            return max(task.limit - made, 0)
-        return max(min(task.limit, max(self.lengths.typical(), made + 16)) - made, 0)
+    def _footprints(self) -> admission.Footprints:
+        return admission.Footprints([admission.footprint(seq, self.lengths) for seq in self.running])
 
     # -- sampling
 
     def masks(self, batch: Batch) -> Masks:
-        """What sampling needs and only the collected previous step could tell: the histories that penalties look at."""
+        """What sampling needs and only the collected previous step could tell."""
         notes: Notes = batch.owner
-        history = []
-        for r, draw in enumerate(notes.draws):
-            s = draw.task.op.sampling
-            if (
-                s.frequency_penalty or s.presence_penalty or s.repetition_penalty != 1.0
-            ) and draw.turn == draw.seq.turn:
-                tokens = draw.seq.buffer[: draw.position].copy()
-                history.append((r, tokens, draw.position - draw.task.start))
-        return Masks(history=tuple(history))
-
-
-def _age(seq: Sequence) -> tuple[int, int]:
-    return (seq.program.order, seq.order)
-
-
-def _rank(seq: Sequence) -> tuple[object, ...]:
-    return (seq.task is None, not seq.program.steps, not _tiny(seq), *_age(seq))
-
-
-def _tiny(seq: Sequence) -> bool:
-    task = seq.task
-    return isinstance(task, Choosing) or (isinstance(task, Generating) and task.limit <= TINY)
-
-
-def _sampling(seq: Sequence) -> bool:
-    """It has sampled, or is sampling, a token of its op: its prompt is behind it."""
-    return bool(seq.flying) or (isinstance(seq.task, Generating) and seq.task.made > 0)
+        return notes.masks(batch.draws.positions)
 
 
 def _busy(seq: Sequence) -> bool:

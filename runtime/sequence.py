@@ -43,10 +43,20 @@ class Call:
 class Generating(Call):
     """A Generate under way. Its value is `tokens[start : start + made]` of the sequence."""
 
-    __slots__ = ("detokenizer", "limit", "made", "op", "sent", "start", "stops")
+    __slots__ = ("banned", "detokenizer", "edits", "ends", "limit", "made", "op", "plain", "sent", "start", "stops")
 
-    def __init__(self, op: m.Generate, start: int, limit: int, tokenizer: Tokenizer | None, now: float) -> None:
+    def __init__(
+        self,
+        op: m.Generate,
+        start: int,
+        limit: int,
+        *,
+        eos: tuple[int, ...] = (),
+        tokenizer: Tokenizer | None = None,
+        now: float,
+    ) -> None:
         super().__init__(start, now)
+        s = op.sampling
         self.op = op
         self.start = start
         self.limit = limit  # tokens that it may sample at most
@@ -54,10 +64,15 @@ class Generating(Call):
         self.sent = 0  # of those, tokens in the value so far (an end token is not)
         self.stops: StopMatcher | None = None
         self.detokenizer: Detokenizer | None = None
-        if op.sampling.stop:
+        self.ends = frozenset(s.stop_token_ids if s.ignore_eos else (*eos, *s.stop_token_ids))  # tokens that end it
+        self.banned: I32 = np.array((*eos, *s.stop_token_ids) if s.min_tokens else (), np.int32)  # until min_tokens
+        penalties = (s.frequency_penalty, s.presence_penalty, s.repetition_penalty)
+        self.edits = penalties != (0.0, 0.0, 1.0) or bool(s.logit_bias) or bool(s.min_tokens)  # its draws change logits
+        self.plain = not s.stop and s.logprobs < 0  # of a sampled token nothing but its id is asked
+        if s.stop:
             if tokenizer is None:
                 raise ValueError("stop strings need a tokenizer in the engine")
-            self.stops, self.detokenizer = StopMatcher(op.sampling.stop), Detokenizer(tokenizer)
+            self.stops, self.detokenizer = StopMatcher(s.stop), Detokenizer(tokenizer)
 
 
 class Choosing(Call):
@@ -86,6 +101,7 @@ class Sequence:
     slots."""
 
     __slots__ = (
+        "age",
         "base",
         "buffer",
         "closed",
@@ -109,6 +125,7 @@ class Sequence:
         self.program = program
         self.name = name
         self.order = order  # age among all sequences: lower is older
+        self.age = (program.order, order)  # the programs' order first
         self.buffer: I32 = np.zeros(64, np.int32)
         self.known = 0
         self.flying = 0
@@ -142,11 +159,21 @@ class Sequence:
         """Add known tokens."""
         end = self.known + len(tokens)
         if end > len(self.buffer):
-            grown = np.zeros(max(end, 2 * len(self.buffer)), np.int32)
-            grown[: self.known] = self.buffer[: self.known]
-            self.buffer = grown
+            self._grow(end)
         self.buffer[self.known : end] = tokens
         self.known = end
+
+    def push(self, token: int) -> None:
+        """Add one known token."""
+        if self.known == len(self.buffer):
+            self._grow(self.known + 1)
+        self.buffer[self.known] = token
+        self.known += 1
+
+    def _grow(self, end: int) -> None:
+        grown = np.zeros(max(end, 2 * len(self.buffer)), np.int32)
+        grown[: self.known] = self.buffer[: self.known]
+        self.buffer = grown
 
     def goal(self) -> int:
         """How many tokens should be computed now: all of them if the current op needs logits, else all but the last
@@ -161,3 +188,7 @@ class Sequence:
     def wants_work(self) -> bool:
         """True when a step could compute something for it."""
         return self.goal() > self.computed
+
+    def is_sampling(self) -> bool:
+        """True when it has sampled, or is sampling, a token of its op: the op's prompt is behind it."""
+        return bool(self.flying) or (isinstance(self.task, Generating) and self.task.made > 0)

@@ -65,6 +65,21 @@ class Slots:
         parts += self._take_any(missing)
         return parts[0] if len(parts) == 1 else np.concatenate([p for p in parts if len(p)] or [self._numbers[:0]])
 
+    def follow(self, after: I32) -> I32:
+        """One slot for each of n sequences whose last ones are `after` `[n] int32`, as n calls of `alloc` would give;
+        the slots `[n] int32`. AssertionError, and nothing taken, when fewer are free."""
+        assert len(after) <= self.free, f"{len(after)} slots wanted, {self.free} are free"
+        taken, fill, slots = self._taken, self._fill, []
+        for last in after.tolist():
+            slot = last + 1
+            if slot >= self.capacity or taken[slot]:
+                slot = taken.find(0, int(self._fill_view.argmin()) * BLOCK)
+            taken[slot] = 1
+            fill[slot >> 4] += 1
+            slots.append(slot)
+        self.free -= len(slots)
+        return np.array(slots, np.int32)
+
     def release(self, slots: I32) -> None:
         """Give slots `[n] int32` back, in any order. AssertionError when one is free already, given twice, or none of
         the pool's: two owners of one slot would read each other's text, so this is checked under `python -O` too."""
@@ -120,12 +135,10 @@ class Slots:
     def _take_blocks(self, n: int) -> list[I32]:
         """Take up to n slots in fully free blocks: the smallest run of blocks that holds them all (so that long runs
         stay whole), else the longest runs first."""
-        empty = np.flatnonzero(self._fill_view == 0)
-        if not len(empty):
-            return []
-        breaks = np.flatnonzero(np.diff(empty) != 1) + 1
-        starts = empty[np.concatenate(([0], breaks))] * BLOCK
-        lengths = np.diff(np.concatenate(([0], breaks, [len(empty)]))) * BLOCK
+        empty = np.zeros(len(self._fill) + 2, np.bool_)
+        np.equal(self._fill_view, 0, out=empty[1:-1])
+        edges = np.flatnonzero(empty[1:] != empty[:-1]) * BLOCK
+        starts, lengths = edges[::2], edges[1::2] - edges[::2]
         enough = np.flatnonzero(lengths >= n)
         if len(enough):
             return [self._take(int(starts[enough[lengths[enough].argmin()]]), n)]

@@ -36,7 +36,8 @@ class Layer:
 
 
 class Decoder:
-    """Llama-family decoder on one device. `dtype` is float32 or bfloat16, for weights, linear layers and the KV cache.
+    """Llama-family decoder on one device. `dtype` is float32 or bfloat16, on a GPU also float16, for weights, linear
+    layers and the KV cache.
 
     Copies what it needs of `weights` (fused and packed), so the caller may drop them. Raises `ModelError` for a dtype
     that is not supported and for weights that do not match `spec.tensor_shapes()`.
@@ -50,7 +51,8 @@ class Decoder:
         dtype: torch.dtype = torch.bfloat16,
         ops: Ops | None = None,
     ) -> None:
-        if dtype not in (torch.float32, torch.bfloat16):
+        half = (torch.float16,) if torch.device(device).type == "cuda" else ()
+        if dtype not in (torch.float32, torch.bfloat16, *half):
             raise ModelError(f"dtype={dtype}: use torch.float32 or torch.bfloat16")
         _check(spec, weights)
         self.spec, self.dtype, self.device = spec, dtype, torch.device(device)
@@ -107,10 +109,11 @@ class Decoder:
             delta = ops.linear(ops.silu_mul(ops.linear(x, layer.gate_up)), layer.down)
         return residual if delta is None else residual.add_(delta)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`[rows, vocab] float32` of hidden states `[rows, E]` of `forward`."""
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """`[rows, vocab] float32` of hidden states `[rows, E]` of `forward`; written to `out` where it is given."""
         normed = self.ops.rmsnorm(hidden, None, self._norm, self.dtype)
-        return self.ops.linear(normed, self._head).to(torch.float32)
+        made = self.ops.linear(normed, self._head)
+        return made.to(torch.float32) if out is None else out.copy_(made)
 
     def angles(self, context: int) -> Angles:
         """Rotary tables for positions 0..context-1."""

@@ -10,6 +10,7 @@ import torch
 
 from ramet.frontend.errors import ModelError
 from ramet.kernels import cpu, ops, reference
+from ramet.kernels.triton import TritonOps
 from ramet.kernels.ops import Angles, HeadNorms, Layout, Norm
 
 from .ragged import Part, batch, softmax
@@ -29,7 +30,9 @@ def close(found: torch.Tensor, wanted: np.ndarray, tolerance: float = 2e-6) -> N
 
 def test_devices_without_kernels_are_refused() -> None:
     assert ops("cpu") is cpu
-    assert ops("cuda:1") is reference
+    assert ops("cuda:1", weights="int8") == TritonOps("int8")
+    with pytest.raises(ModelError, match="weights='int8': the CPU keeps"):
+        ops("cpu", weights="int8")
     with pytest.raises(ModelError, match="device='meta' has no kernels"):
         ops("meta")
 

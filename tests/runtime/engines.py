@@ -18,7 +18,7 @@ from ramet.runtime.engine import EngineCore
 from ramet.runtime.ports import ProcessLink
 
 WAIT = 60.0  # seconds until a test gives up on what hangs
-TINY: dict[str, Any] = {"threads": 1, "dtype": "float32", "kv_tokens": 4096, "context": 1024}
+TINY: dict[str, Any] = {"threads": 1, "dtype": "float32", "device": "cpu", "kv_tokens": 4096, "context": 1024}
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramet.runtime.admission import Lengths, interleave, peak
+from ramet.runtime.admission import Footprints, Lengths, interleave, peak
 
 PAIRS = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=8)
 
@@ -26,6 +26,17 @@ def test_peak_is_what_stepping_together_holds_at_most(pairs: list[tuple[int, int
     assert peak(held, left) == brute_force(pairs)
 
 
+@given(PAIRS, PAIRS, st.integers(0, 300))
+def test_what_fits_is_what_peaks_below_the_room(
+    seated: list[tuple[int, int]], coming: list[tuple[int, int]], room: int
+) -> None:
+    footprints = Footprints(list(seated))
+    for pair in coming:
+        assert footprints.fits(pair, room) == (brute_force([*seated, pair]) <= room)
+        footprints.add(pair)
+        seated = [*seated, pair]
+
+
 def test_namespaces_take_turns_inside_a_priority() -> None:
     assert interleave([(0, ["a", "b"]), (0, ["x", "y", "z"]), (1, ["low"])], 9) == ["a", "x", "b", "y", "z", "low"]
     assert interleave([(0, ["a", "b"]), (0, ["x", "y"])], 3) == ["a", "x", "b"]
@@ -37,3 +48,6 @@ def test_expected_length_is_a_high_quantile_of_what_was_seen() -> None:
     for n in range(1, 101):
         lengths.add(n)
     assert 90 <= lengths.typical() <= 92
+    for _ in range(300):
+        lengths.add(3)
+    assert lengths.typical() == 4

@@ -54,6 +54,21 @@ class SlotsMachine(RuleBasedStateMachine):
         super().__init__()
         self.model = Model(150)
 
+    @rule(after=st.lists(st.integers(0, 149), max_size=20))
+    def follow(self, after: list[int]) -> None:
+        free = self.model.slots.free
+        if len(after) > free:
+            with pytest.raises(AssertionError, match="are free"):
+                self.model.slots.follow(np.array(after, np.int32))
+            return
+        twin = Slots(self.model.slots.capacity)
+        twin._taken[:], twin._fill[:], twin.free = self.model.slots._taken, self.model.slots._fill, free
+        got = self.model.slots.follow(np.array(after, np.int32))
+        one_by_one = [slots.tolist() for last in after if (slots := twin.alloc(1, last)) is not None]
+        assert [[slot] for slot in got.tolist()] == one_by_one
+        assert got.dtype == np.int32
+        self.model.taken += got.tolist()
+
     @rule(n=st.integers(0, 60), after=st.integers(-1, 149))
     def alloc(self, n: int, after: int) -> None:
         self.model.alloc(n, after)

@@ -1,0 +1,1 @@
+"""The HTTP server: protocols that people's clients speak, in front of one engine."""

@@ -1,0 +1,114 @@
+"""The application: every protocol's routes on one port, one shape for everything that goes wrong.
+
+In: a `Service` and `Settings`. Out: an ASGI application, guard included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from ramet.runtime.server.call import Caller
+from ramet.runtime.server.failures import Failure, bad, of
+from ramet.runtime.server.guard import Guard
+from ramet.runtime.server.metrics import Metrics
+from ramet.runtime.server.service import Service
+from ramet.runtime.server.settings import Settings
+from ramet.runtime.server.wire import refusal
+
+Router = Callable[[Service, Settings, Metrics], APIRouter]
+
+
+def create_app(service: Service, settings: Settings, metrics: Metrics, routers: Sequence[Router]) -> ASGIApp:
+    """All routes of `routers` behind the guard; `/docs` describes them."""
+    app = FastAPI(
+        title="ramet",
+        description="Many branches, one root: LLM programs and completions on one engine.",
+        root_path=settings.root_path,
+        redoc_url=None,
+    )
+    for router in routers:
+        app.include_router(router(service, settings, metrics))
+    app.add_exception_handler(Failure, _failure)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unforeseen)
+    whole: ASGIApp = Guard(app, settings)
+    if settings.cors_origin:
+        whole = CORSMiddleware(whole, allow_origins=settings.cors_origin, allow_methods=["*"], allow_headers=["*"])
+    return whole
+
+
+def _caller(request: Request) -> Caller | None:
+    caller: Caller | None = request.scope.get("ramet.caller")
+    return caller
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Failure)
+    return refusal(error, _caller(request))
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    return refusal(of(error), _caller(request))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    """404 and 405 of the router, and what FastAPI itself refuses."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, Failure):
+        return refusal(error.__cause__, _caller(request))
+    phrase = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    answer = refusal(Failure(error.status_code, message, code=phrase), _caller(request))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return refusal(sentence(error.errors()), _caller(request))
+
+
+_KINDS = {
+    "missing": "is required",
+    "string_type": "must be a string",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+}
+_NAMES = {str: "a string", bool: "a boolean", int: "an integer", float: "a number", list: "a list", dict: "an object"}
+
+
+def sentence(problems: Sequence[Any]) -> Failure:
+    """400 in plain words, about the first problem that pydantic found (of a union: the one that got furthest)."""
+    nothing: dict[str, Any] = {"loc": (), "type": "", "msg": "is invalid"}
+    problem: dict[str, Any] = max(problems, key=lambda p: len(p["loc"]), default=nothing)
+    where = [part for part in problem["loc"][1:] if not _is_branch(part)]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
+    what = _KINDS.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    got = problem.get("input")
+    if problem["type"] in _KINDS and problem["type"] != "missing":
+        what += f", got {'null' if got is None else _NAMES.get(type(got), 'something else')}"
+    return bad(f"`{field or 'body'}` {what}", param=field or None)
+
+
+def _is_branch(part: object) -> bool:
+    """Whether a step of pydantic's path names a branch of a union rather than a field."""
+    return isinstance(part, str) and (not part.isidentifier() or part in ("str", "int", "float", "bool"))

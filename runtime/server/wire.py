@@ -1,0 +1,302 @@
+"""What goes over the wire: strict JSON in, JSON and event streams out.
+
+In: requests of FastAPI, dictionaries and async generators of protocol modules. Out: bodies that are valid or a
+`Failure`, and ASGI responses. A client that goes away cancels what was done for it, whether it was streaming or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import math
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict
+from starlette.types import Receive, Scope, Send
+
+from ramet.runtime.server.call import Caller
+from ramet.runtime.server.failures import Failure, bad, of
+from ramet.runtime.server.settings import Settings
+
+KEEP_ALIVE = 15.0  # seconds without an event after which a comment is sent
+MAX_DEPTH = 64  # of nested JSON; beyond it a body is refused before anything looks at it
+LOWEST = -9999.0  # what -inf becomes in JSON
+_BRACKETS = re.compile(rb"[\[\]{}]")
+Payload = str | bytes | Mapping[str, Any] | list[Any]
+Answer = TypeVar("Answer")
+
+
+class Body(BaseModel):
+    """A request's body. Unknown fields are kept, so that `noted` can speak of them."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A server-sent event with a name."""
+
+    name: str
+    data: Payload
+
+
+def noted(body: Body, settings: Settings, *, ignored: Collection[str] = ()) -> tuple[str, ...]:
+    """A sentence about each field of `body` that is not known; `ignored` are fields that have no effect here and need
+    no word. Raises `Failure` under `settings.strict_requests`."""
+    known = set(type(body).model_fields) | set(ignored)
+    notes = []
+    for name in body.model_extra or {}:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        if settings.strict_requests:
+            raise Failure(400, f"`{name}` is not a field of this request{hint}", code="unknown_parameter", param=name)
+        notes.append(f"`{name[:64]}` is not known and was ignored{hint}")
+    return tuple(notes)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks; the guard has found it out."""
+    caller = request.scope["ramet.caller"]
+    assert isinstance(caller, Caller), "the guard stands in front of every route"
+    return caller
+
+
+def logprob(value: float) -> float | None:
+    """A logprob as JSON has it: -inf is `LOWEST`, nan is null."""
+    return None if math.isnan(value) else max(value, LOWEST)
+
+
+# -- in
+
+
+def parse(raw: bytes) -> Any:
+    """The value of a JSON text. Raises `Failure`: not JSON (nan, infinities, lone surrogates included), or too deep."""
+    if too_deep(raw):
+        raise bad(f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad(f"the body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def too_deep(raw: bytes) -> bool:
+    """Whether brackets outside strings nest more than `MAX_DEPTH` deep; linear, and without recursion."""
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    text = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    for outside in text.split(b'"')[::2]:
+        for bracket in _BRACKETS.findall(outside):
+            depth += 1 if bracket in b"[{" else -1
+            if depth > MAX_DEPTH:
+                return True
+    return False
+
+
+class StrictRoute(APIRoute):
+    """A route whose body is JSON by our own strict parser, whatever content type names it (the guard keeps browsers of
+    foreign pages out); forms are refused."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        """The handler that FastAPI calls."""
+        inner = super().get_route_handler()
+        if self.body_field is None:
+            return inner
+
+        async def handler(request: Request) -> Response:
+            kind = request.headers.get("content-type", "")
+            if kind.startswith("multipart/"):
+                raise Failure(415, "multipart bodies are not accepted; send JSON", code="unsupported_media_type")
+            raw = await request.body()
+            value = parse(raw) if raw.strip() else {}
+            headers = [(k, v) for k, v in request.scope["headers"] if k != b"content-type"]
+            scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
+            strict = Request(scope, request.receive)
+            strict._body, strict._json = raw or b"{}", value
+            response: Response = await inner(strict)
+            return response
+
+        return handler
+
+
+async def attended(request: Request, work: Awaitable[Answer]) -> Answer:
+    """The result of `work`, which is cancelled when the client goes away first."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Failure(499, "the client went away", type="aborted", code="client_closed_request")
+        return task.result()
+    finally:
+        for each in (task, gone):
+            if not each.done():
+                each.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await each
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
+
+
+# -- out
+
+
+def headers_of(caller: Caller, notes: Sequence[str] = ()) -> dict[str, str]:
+    """Headers of every answer."""
+    headers = {"X-Request-Id": caller.label} if caller.label else {}
+    if notes:
+        headers["X-Ramet-Warnings"] = "; ".join(notes).encode("ascii", "backslashreplace").decode()[:2048]
+    return headers
+
+
+def reply(payload: object, caller: Caller, notes: Sequence[str] = (), status: int = 200) -> Response:
+    """A JSON answer. `notes` go into the header and, where the payload is an object, into its `warnings`."""
+    if notes and isinstance(payload, dict):
+        payload = {**payload, "warnings": list(notes)}
+    return Response(msgspec.json.encode(payload), status, headers_of(caller, notes), "application/json")
+
+
+def refusal(failure: Failure, caller: Caller | None = None) -> Response:
+    """The answer that a failure is, in OpenAI's error object."""
+    headers = failure.headers() | (headers_of(caller) if caller else {})
+    return Response(msgspec.json.encode(failure.body()), failure.status, headers, "application/json")
+
+
+Frame = Callable[[Payload | Event], bytes]
+
+
+def sse_frame(item: Payload | Event) -> bytes:
+    """One server-sent event."""
+    name = f"event: {item.name}\n".encode() if isinstance(item, Event) else b""
+    data = item.data if isinstance(item, Event) else item
+    return name + b"data: " + _encoded(data) + b"\n\n"
+
+
+def ndjson_frame(item: Payload | Event) -> bytes:
+    """One line of JSON."""
+    return _encoded(item.data if isinstance(item, Event) else item) + b"\n"
+
+
+def _encoded(data: Payload) -> bytes:
+    if isinstance(data, bytes):
+        return data
+    return data.encode() if isinstance(data, str) else msgspec.json.encode(data)
+
+
+async def sse(
+    events: AsyncGenerator[Payload | Event, None],
+    request: Request,
+    caller: Caller,
+    *,
+    done: Payload | None = "[DONE]",
+    failed: Callable[[Failure], Payload | Event] = Failure.body,
+    notes: Sequence[str] = (),
+) -> Response:
+    """A stream of server-sent events, closed by `done`, or after a failure by what `failed` makes of it (and no
+    `done`). Waits for the first event, so that what fails before it is answered with its own status."""
+    head = await _first(events, request)
+    return Stream(head, events, sse_frame, headers_of(caller, notes), "text/event-stream", done, failed, b": \n\n")
+
+
+async def ndjson(
+    events: AsyncGenerator[Payload | Event, None],
+    request: Request,
+    caller: Caller,
+    *,
+    failed: Callable[[Failure], Payload | Event],
+) -> Response:
+    """A stream of JSON lines; otherwise as `sse`."""
+    head = await _first(events, request)
+    return Stream(head, events, ndjson_frame, headers_of(caller), "application/x-ndjson", None, failed, b"")
+
+
+async def _first(events: AsyncGenerator[Payload | Event, None], request: Request) -> list[Payload | Event]:
+    try:
+        return [await attended(request, anext(events))]
+    except StopAsyncIteration:
+        return []
+    except BaseException:
+        await events.aclose()
+        raise
+
+
+class Stream(Response):
+    """An answer that is sent as it is made. Ends its source when the client goes away, at once."""
+
+    def __init__(
+        self,
+        head: list[Payload | Event],
+        events: AsyncGenerator[Payload | Event, None],
+        frame: Frame,
+        headers: Mapping[str, str],
+        media_type: str,
+        done: Payload | None,
+        failed: Callable[[Failure], Payload | Event],
+        keep_alive: bytes,
+    ) -> None:
+        super().__init__(None, 200, {**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}, media_type)
+        del self.headers["content-length"]
+        self._head, self._events, self._frame = head, events, frame
+        self._done, self._failed, self._keep_alive = done, failed, keep_alive
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the source ends or the client is gone."""
+        sender = asyncio.ensure_future(self._send(send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({sender, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if sender.done():
+                sender.result()
+        finally:
+            for each in (sender, gone):
+                if not each.done():
+                    each.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, Exception):
+                        await each
+            await self._events.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            for item in self._head:
+                await _body(send, self._frame(item))
+            await self._rest(send)
+            last: Payload | Event | None = self._done
+        except Exception as error:  # noqa: BLE001 (the request boundary: the client is told, the server goes on)
+            last = self._failed(of(error))
+        if last is not None:
+            await _body(send, self._frame(last))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _rest(self, send: Send) -> None:
+        while True:
+            step = asyncio.ensure_future(anext(self._events))
+            try:
+                while not (await asyncio.wait({step}, timeout=KEEP_ALIVE))[0]:
+                    if self._keep_alive:
+                        await _body(send, self._keep_alive)
+                item = step.result()
+            except StopAsyncIteration:
+                return
+            finally:
+                if not step.done():
+                    step.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, Exception):
+                        await step
+            await _body(send, self._frame(item))
+
+
+async def _body(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -1,0 +1,66 @@
+"""Every kernel compiles for sm_90, without spills and within a program's shared memory. No GPU is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ramet.frontend.errors import ModelError
+
+pytest.importorskip("triton")
+
+from ramet.kernels.triton.aot import SHARED_LIMIT, Report, all_variants, compile_variant, main
+
+if TYPE_CHECKING:
+    from ramet.kernels.triton.aot import Variant
+
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler"),
+]
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in all_variants()}
+
+
+@pytest.fixture(scope="module")
+def reports(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Report]]]:
+    """Reports to come of the variants that this run tests, two at a time; from Triton's cache where it has them."""
+    named = [item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")]
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(compile_variant, VARIANTS[name]) for name in dict.fromkeys(named) if name in VARIANTS}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_it_compiles_without_spills(reports: dict[str, Future[Report]], name: str) -> None:
+    report = reports[name].result()
+    assert report.spills == 0
+    assert report.shared <= SHARED_LIMIT
+    assert 0 < report.registers <= 255
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith(("rmsnorm", "rope", "silu"))])
+def test_dense_kernels_use_16_byte_accesses(reports: dict[str, Future[Report]], name: str) -> None:
+    counts = reports[name].result().instructions
+    assert counts["LDG.128"] > 0 and counts["STG.128"] > 0
+
+
+def test_a_wrong_signature_is_refused() -> None:
+    variant = VARIANTS["table/gather"]
+    without = {key: kind for key, kind in variant.signature.items() if key != "feed"}
+    with pytest.raises(ModelError, match="signature misses feed"):
+        compile_variant(replace(variant, signature=without))
+    with pytest.raises(ModelError, match="constants miss BLOCK"):
+        compile_variant(replace(variant, constants={}))
+    with pytest.raises(ModelError, match="aligned has unknown rows"):
+        compile_variant(replace(variant, aligned=("rows",)))
+
+
+def test_the_table_lists_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table/"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["table/gather", "table/scatter"]
+    assert lines[-1] == "2 variants for sm_90, 0 failed"

@@ -1,0 +1,110 @@
+"""Servers for tests: the whole application on a free port of the loopback interface, or in process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.types import ASGIApp
+
+from ramet.frontend.backends.engine import Engine
+from ramet.runtime.client import EngineClient
+from ramet.runtime.server.app import create_app
+from ramet.runtime.server.gate import GateLimits
+from ramet.runtime.server.metrics import Metrics
+from ramet.runtime.server.routes import ROUTERS
+from ramet.runtime.server.service import Service
+from ramet.runtime.server.settings import Settings
+from ramet.runtime.start import start
+
+TINY: dict[str, Any] = {"threads": 1, "dtype": "float32", "kv_tokens": 4096, "context": 1024, "device": "cpu"}
+WAIT = 60.0  # seconds until a test gives up on what hangs
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server: its base URL, and the parts behind it."""
+
+    url: str
+    service: Service
+    client: EngineClient
+    loop: asyncio.AbstractEventLoop
+
+    def offline(self) -> Engine:
+        """The same engine as a backend of the language: what HTTP gives must be what it gives."""
+        engine = object.__new__(Engine)
+        engine.model = "random:tiny"
+        engine._client = self.client
+        return engine
+
+
+def engine_client(*, in_process: bool = True, **options: Any) -> EngineClient:
+    """A client of a small engine."""
+    return start("random:tiny", {**TINY, **options}, in_process=in_process)
+
+
+def make_app(client: EngineClient, settings: Settings, names: tuple[str, ...] = ("tiny",)) -> tuple[ASGIApp, Service]:
+    """The whole application in front of it, and its service."""
+    limits = GateLimits(max_running_requests=settings.max_running_requests, max_queue=settings.max_queue)
+    metrics = Metrics(names[0], compat=settings.metrics_compat == "sglang")
+    service = Service(client, names=names, limits=limits, on_event=metrics.note)
+    return create_app(service, settings, metrics, ROUTERS), service
+
+
+@contextlib.contextmanager
+def serving(*, engine: dict[str, Any] | None = None, in_process: bool = True, **settings: Any) -> Iterator[Served]:
+    """A server in a thread of this process, on a free port; its engine in another thread, or (`in_process` False) in a
+    process. `settings` are fields of `Settings`, `engine` options of the engine."""
+    chosen = Settings(**{"host": "127.0.0.1", "port": 0, **settings})
+    client = engine_client(in_process=in_process, **(engine or {}))
+    listener = socket.socket(
+        socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # named, so that asyncio sets NODELAY
+    listener.bind((chosen.host, 0))
+    listener.listen(256)
+    app, service = make_app(client, chosen)
+    config = uvicorn.Config(app, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
+    loop = asyncio.new_event_loop()
+    ready = threading.Event()
+
+    async def main() -> None:
+        await service.start()
+        loop.call_soon(ready.set)
+        await server.serve([listener])
+        await service.close()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(main(),), name="test-server", daemon=True)
+    thread.start()
+    try:
+        assert ready.wait(WAIT), "the server did not start"
+        yield Served(f"http://{chosen.host}:{listener.getsockname()[1]}", service, client, loop)
+    finally:
+        server.should_exit = True
+        thread.join(WAIT)
+        client.close()
+        listener.close()
+        loop.close()
+
+
+@contextlib.asynccontextmanager
+async def in_process_client(**settings: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
+    """An httpx client that calls the application without a socket; for short answers, not for streams."""
+    chosen = Settings(**settings)
+    client = engine_client()
+    app, service = make_app(client, chosen)
+    await service.start()
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=WAIT) as http:
+            yield http, service
+    finally:
+        await service.close()
+        client.close()
