@@ -228,7 +228,8 @@ def settle(
                 more = (held < target) & (count >= 0) & (floor > bound)
                 k *= 4
             tl.store(found + 4 * draw, count)
-            tl.store(found + 4 * draw + 1, tl.maximum(ordered(floor), LOWEST + 1))
+            lowest = tl.where(count < 0, bound, floor)  # a row that is walked is not cut by a guess
+            tl.store(found + 4 * draw + 1, tl.maximum(ordered(lowest), LOWEST + 1))
             tl.store(found + 4 * draw + 2, top.to(tl.int32, bitcast=True))
             tl.store(found + 4 * draw + 3, mass.to(tl.int32, bitcast=True))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
@@ -28,7 +29,10 @@ from ramet.runtime.server.settings import Settings
 KEEP_ALIVE = 15.0  # seconds without an event after which a comment is sent
 MAX_DEPTH = 64  # of nested JSON; beyond it a body is refused before anything looks at it
 LOWEST = -9999.0  # what -inf becomes in JSON
-_BRACKETS = re.compile(rb"[\[\]{}]")
+MAX_PARTS = 100_000  # arrays and objects of a body
+MAX_EXPONENTS = 1000  # numbers like 1e5 in a body: their slow path in the parser takes 10 µs each
+MAX_NOTES = 8  # unknown fields that are spoken of one by one
+_CONTROL = re.compile(r"[^\x20-\x7e]")
 Payload = str | bytes | Mapping[str, Any] | list[Any]
 Answer = TypeVar("Answer")
 
@@ -48,19 +52,25 @@ class Event:
 
 
 def noted(body: Body, settings: Settings, *, ignored: Collection[str] = ()) -> tuple[str, ...]:
-    """A sentence about each field of `body` that is not known; `ignored` are fields that have no effect here and need
-    no word. Raises `Failure` under `settings.strict_requests`."""
+    """A sentence about each field of `body` that is not known (of the first `MAX_NOTES` of them); `ignored` are fields
+    that have no effect here and need no word. Raises `Failure` under `settings.strict_requests`."""
     known = set(type(body).model_fields) | set(ignored)
-    notes = []
-    for name in body.model_extra or {}:
-        if name in known:
-            continue
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        if settings.strict_requests:
-            raise Failure(400, f"`{name}` is not a field of this request{hint}", code="unknown_parameter", param=name)
-        notes.append(f"`{name[:64]}` is not known and was ignored{hint}")
+    unknown = [name for name in body.model_extra or {} if name not in known]
+    if unknown and settings.strict_requests:
+        name = unknown[0][:64]
+        message = f"`{name}` is not a field of this request{_hint(name, known)}"
+        raise Failure(400, message, code="unknown_parameter", param=name)
+    notes = [
+        f"`{name[:64]}` is not known and was ignored{_hint(name[:64], known)}" for name in unknown[:MAX_NOTES]
+    ]
+    if len(unknown) > MAX_NOTES:
+        notes.append(f"{len(unknown) - MAX_NOTES} more fields are not known and were ignored")
     return tuple(notes)
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean `{near[0]}`?" if near else ""
 
 
 def caller_of(request: Request) -> Caller:
@@ -79,32 +89,59 @@ def logprob(value: float) -> float | None:
 
 
 def parse(raw: bytes) -> Any:
-    """The value of a JSON text. Raises `Failure`: not JSON (nan, infinities, lone surrogates included), or too deep."""
-    if too_deep(raw):
-        raise bad(f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
+    """The value of a JSON text. Raises `Failure`: not JSON (nan, infinities, lone surrogates included), an object that
+    has a key twice, or more than `MAX_DEPTH`, `MAX_PARTS`, `MAX_EXPONENTS` allow."""
+    outside = _outside_strings(raw)
+    _check_shape(outside)
     try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        value = msgspec.json.decode(raw)
+    except (ValueError, RecursionError) as error:  # DecodeError and UnicodeDecodeError are ValueErrors
         raise bad(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    colons = outside.count(b":")
+    if colons and colons != _keys(value):
+        raise bad("an object of the body has a key twice", code="invalid_json")
+    return value
 
 
-def too_deep(raw: bytes) -> bool:
-    """Whether brackets outside strings nest more than `MAX_DEPTH` deep; linear, and without recursion."""
-    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
-        return False
-    depth = 0
-    text = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
-    for outside in text.split(b'"')[::2]:
-        for bracket in _BRACKETS.findall(outside):
-            depth += 1 if bracket in b"[{" else -1
-            if depth > MAX_DEPTH:
-                return True
-    return False
+def _outside_strings(raw: bytes) -> bytes:
+    """What stands outside the strings of a JSON text; in linear time, for every text."""
+    plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
+    return b"".join(plain.split(b'"')[::2])
+
+
+def _check_shape(outside: bytes) -> None:
+    parts = outside.count(b"[") + outside.count(b"{")
+    if parts > MAX_PARTS:
+        raise bad(f"the body has more than {MAX_PARTS} arrays and objects", code="invalid_json")
+    words = outside.count(b"true") + outside.count(b"false")
+    if outside.count(b"e") + outside.count(b"E") - words > MAX_EXPONENTS:
+        raise bad(f"the body has more than {MAX_EXPONENTS} numbers with an exponent", code="invalid_json")
+    if parts > MAX_DEPTH and _depth(outside) > MAX_DEPTH:
+        raise bad(f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
+
+
+def _depth(outside: bytes) -> int:
+    """How deep brackets nest."""
+    codes = np.frombuffer(outside, np.uint8)
+    opened, closed = (codes == ord("[")) | (codes == ord("{")), (codes == ord("]")) | (codes == ord("}"))
+    return int((opened.astype(np.int8) - closed.astype(np.int8)).cumsum(dtype=np.int32).max(initial=0))
+
+
+def _keys(value: Any) -> int:
+    """Keys of all objects in a value that is not too deep."""
+    if isinstance(value, dict):
+        return len(value) + sum(_keys(part) for part in value.values() if isinstance(part, dict | list))
+    if isinstance(value, list):
+        return sum(_keys(part) for part in value if isinstance(part, dict | list))
+    return 0
+
+
+_FORMS = ("multipart/", "image/", "audio/", "video/")
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is JSON by our own strict parser, whatever content type names it (the guard keeps browsers of
-    foreign pages out); forms are refused."""
+    """A route whose body is JSON by our own strict parser, whatever content type names it: `curl -d` calls it a form,
+    and the guard keeps browsers of foreign pages out. What says that it is something else is refused."""
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         """The handler that FastAPI calls."""
@@ -113,9 +150,9 @@ class StrictRoute(APIRoute):
             return inner
 
         async def handler(request: Request) -> Response:
-            kind = request.headers.get("content-type", "")
-            if kind.startswith("multipart/"):
-                raise Failure(415, "multipart bodies are not accepted; send JSON", code="unsupported_media_type")
+            kind = request.headers.get("content-type", "").lower()
+            if kind.startswith(_FORMS):
+                raise Failure(415, "forms are not accepted; send JSON", code="unsupported_media_type")
             raw = await request.body()
             value = parse(raw) if raw.strip() else {}
             headers = [(k, v) for k, v in request.scope["headers"] if k != b"content-type"]
@@ -135,6 +172,7 @@ async def attended(request: Request, work: Awaitable[Answer]) -> Answer:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
+            gone.result()  # why the body could not be read, if that is it
             raise Failure(499, "the client went away", type="aborted", code="client_closed_request")
         return task.result()
     finally:
@@ -157,7 +195,7 @@ def headers_of(caller: Caller, notes: Sequence[str] = ()) -> dict[str, str]:
     """Headers of every answer."""
     headers = {"X-Request-Id": caller.label} if caller.label else {}
     if notes:
-        headers["X-Ramet-Warnings"] = "; ".join(notes).encode("ascii", "backslashreplace").decode()[:2048]
+        headers["X-Ramet-Warnings"] = _CONTROL.sub("?", "; ".join(notes))[:2048]
     return headers
 
 

@@ -35,7 +35,7 @@ OFF = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 @triton.jit
-def noise_kernel(w, g, low, high, COUNT: tl.constexpr):
+def noise_kernel(w, g, low, high, COUNT: tl.constexpr):  # noqa: N803
     at = tl.arange(0, COUNT)
     tl.store(w + at, noise.shares(tl.load(low), tl.load(high), at))
     tl.store(g + at, noise.gumbel2(tl.load(low), tl.load(high), at))
@@ -155,6 +155,13 @@ def test_lists_that_are_too_long_are_walked_in_the_row(monkeypatch: pytest.Monke
     listed = run(logits, drawn, masks).tokens
     monkeypatch.setattr(sample, "_CAPACITY", 64)
     assert run(logits, drawn, masks).tokens.tolist() == listed.tolist()
+
+
+def test_a_list_that_overflows_before_it_holds_the_mass(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a first, short try that overflows must not decide what is kept
+    monkeypatch.setattr(sample, "_CAPACITY", 16)
+    logits = np.random.default_rng(4).normal(size=(8, 1280)).astype(np.float32)
+    check(logits, draws(range(8), temperature=30.0, top_p=0.9, seeds=2, positions=range(8)))
 
 
 def test_flat_rows_longer_than_a_list() -> None:

@@ -1,0 +1,281 @@
+"""OpenAI's completions: `POST /v1/completions`, with vLLM's additions.
+
+In: text or token ids, one or many, and how to go on. Out: OpenAI's `text_completion` objects, choices in order of
+prompts, streams of them. With `echo` and `logprobs` the prompt's own tokens are scored: that is how lm-eval measures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import ConfigDict, Field
+
+from ramet.frontend import ir
+from ramet.runtime.server import raw
+from ramet.runtime.server.call import Answer, Answered, Begun, Call, Caller, Completion, Piece, Scoring
+from ramet.runtime.server.failures import bad, unsupported
+from ramet.runtime.server.metrics import Metrics
+from ramet.runtime.server.sampling import count_of, given, length_of, refuse_constraints, sampling_of
+from ramet.runtime.server.service import Service
+from ramet.runtime.server.settings import Settings
+from ramet.runtime.server.shapes import Choice, Look, prompt_table, usage
+from ramet.runtime.server.status import check_model
+from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply, sse
+
+Who = Depends(caller_of)
+DEFAULT_LENGTH = 16
+_NO_EFFECT = ("user", "metadata", "store", "service_tier", "request_id", "spaces_between_special_tokens")
+
+
+class StreamOptions(Body):
+    """What a stream tells besides text."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Completions(Body):
+    """A completion, as OpenAI's clients ask for it."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        protected_namespaces=(),
+        json_schema_extra={"examples": [{"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}]},
+    )
+    model: str | None = None
+    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    best_of: int | None = None
+    echo: bool | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    suffix: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    add_special_tokens: bool = True
+    parse_special: bool = Field(default=False, description="names of control tokens in `prompt` are these tokens")
+    prompt_logprobs: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    cache_salt: str | None = None
+    priority: int | None = Field(default=None, ge=-(1 << 31), lt=1 << 31)
+    timeout: float | None = Field(default=None, gt=0, description="seconds, the time in the queue included")
+
+
+def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
+    """Routes of this module."""
+    routes = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
+
+    @routes.post("/v1/completions")
+    async def completions(body: Completions, request: Request, caller: Caller = Who) -> Response:
+        """Go on from a prompt, or from many."""
+        notes = noted(body, settings, ignored=_NO_EFFECT)
+        if body.stream_options is not None:
+            notes += noted(body.stream_options, settings)
+        if body.model is not None:
+            check_model(service, body.model)
+        look = look_of(body)
+        call = await call_of(body, service, look)
+        ids = await _ids(call, service, look)
+        head = {
+            "id": f"cmpl-{caller.label}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": body.model or service.names[0],
+            "system_fingerprint": None,
+        }
+        if body.stream:
+            return await sse(streamed(service, call, caller, look, ids, head), request, caller, notes=notes)
+        answer = await attended(request, service.complete(call, caller))
+        return reply({**head, **whole(service, answer, look, ids)}, caller, notes)
+
+    return routes
+
+
+# -- in
+
+
+def look_of(body: Completions) -> Look:
+    """What the answer shows. Raises `Failure` 400 for what cannot be shown."""
+    refuse_constraints(given(body))
+    if body.suffix:
+        raise unsupported("suffix", "`suffix` is not supported: the model only continues text; leave it out")
+    stream = bool(body.stream)
+    n = count_of(body.n, "n")
+    best = count_of(body.best_of, "best_of", default=n)
+    if best < n:
+        raise bad(f"best_of={best}: must be at least n={n}", "best_of")
+    if stream and best > n:
+        raise bad("best_of: a stream cannot be ranked; leave best_of out, or stream", "best_of")
+    if stream and body.prompt_logprobs is not None:
+        raise bad("`prompt_logprobs` is not given in a stream; leave one of them out", "prompt_logprobs")
+    if body.prompt_logprobs is not None and not 0 <= body.prompt_logprobs <= ir.MAX_LOGPROBS:
+        what = f"prompt_logprobs={body.prompt_logprobs}: must be between 0 and {ir.MAX_LOGPROBS}"
+        raise bad(what, "prompt_logprobs")
+    special = body.skip_special_tokens is False
+    if special and stream:
+        why = "`skip_special_tokens`: false is not supported in a stream; use return_token_ids"
+        raise unsupported("skip_special_tokens", why)
+    options = body.stream_options or StreamOptions()
+    if body.stream_options is not None and not stream:
+        raise bad("`stream_options` needs `stream`: true", "stream_options")
+    return Look(
+        n=n,
+        best=best,
+        echo=bool(body.echo),
+        logprobs=body.logprobs,
+        prompt_logprobs=body.prompt_logprobs,
+        ids=bool(body.return_token_ids),
+        names=bool(body.return_tokens_as_token_ids),
+        special=special,
+        untrimmed=bool(body.include_stop_str_in_output),
+        usage=bool(options.include_usage),
+        counting=bool(options.continuous_usage_stats),
+        stream=stream,
+    )
+
+
+async def call_of(body: Completions, service: Service, look: Look) -> Call:
+    """The call that a body asks for."""
+    fields = given(body)
+    length = length_of(fields, protocol="openai", default=DEFAULT_LENGTH)
+    sampling = sampling_of(fields, protocol="openai", default_max_tokens=DEFAULT_LENGTH, allow_zero=True)
+    told = look.best > look.n or (look.stream and (look.ids or look.counting))
+    if told:  # of every token the engine has to tell: the logprobs rank, or the ids are counted
+        sampling = msgspec.structs.replace(sampling, logprobs=max(0, sampling.logprobs))
+    look.ends = () if sampling.ignore_eos else service.tokenizer.eos
+    if look.echo and look.logprobs is not None and sampling.max_tokens == 1 and length != 0:
+        # A first token that ends the text has a place in `logprobs` too (lm-eval drops the last place, whatever it
+        # is), so it is sampled as a token like others; `Choice` says "stop" for it.
+        sampling = msgspec.structs.replace(sampling, ignore_eos=True)
+    scored = [top for top in (look.logprobs if look.echo else None, look.prompt_logprobs) if top is not None]
+    return Call(
+        await _prompts(body, service),
+        sampling,
+        n=look.best,
+        generate=length != 0,
+        scoring=Scoring(0, max(scored)) if scored else None,
+        salt=body.cache_salt or "",
+        priority=body.priority or 0,
+        timeout=body.timeout,
+    )
+
+
+async def _prompts(body: Completions, service: Service) -> tuple[Any, ...]:
+    if body.prompt is None:  # "as if from the beginning of a new document"
+        tokenizer = service.tokenizer
+        first = tokenizer.eos[:1] if tokenizer.bos is None else (tokenizer.bos,)
+        if not first:
+            raise bad("`prompt` is required", "prompt")
+        return (first,)
+    texts, _ = raw.split(body.prompt, "prompt")
+    return await raw.encoded(service, texts, special=body.parse_special, bos=body.add_special_tokens)
+
+
+async def _ids(call: Call, service: Service, look: Look) -> list[tuple[tuple[int, ...], str]]:
+    """The ids (where they are shown) and the text (where it is echoed) of each prompt."""
+    found: list[tuple[tuple[int, ...], str]] = []
+    for prompt in call.prompts:
+        ids = prompt if isinstance(prompt, tuple) else ()
+        if isinstance(prompt, str) and look.ids:
+            ids = await raw.ids_of(service, prompt, special=False, bos=True)
+        text = prompt if isinstance(prompt, str) else await service.decode(ids) if look.echo else ""
+        found.append((ids, text))
+    return found
+
+
+# -- out
+
+
+def whole(service: Service, answer: Answer, look: Look, ids: list[tuple[tuple[int, ...], str]]) -> dict[str, Any]:
+    """Choices and usage of a whole answer."""
+    choices: list[dict[str, Any]] = []
+    for prompt, answered in enumerate(answer.prompts):
+        for rank, done in enumerate(_best(answered, look)):
+            choice = Choice(service, look, prompt * look.n + rank, answered.begun, *ids[prompt])
+            written = choice.whole(done)
+            if look.prompt_logprobs is not None:
+                written["prompt_logprobs"] = prompt_table(service, answered.begun, look.prompt_logprobs)
+            choices.append(written)
+    return {
+        "choices": choices,
+        "usage": usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens),
+        "prompt_logprobs": None,
+        "kv_transfer_params": None,
+    }
+
+
+def _best(answered: Answered, look: Look) -> list[Completion]:
+    """The completions that are shown: of `best_of` those of the highest mean logprob, best first."""
+    if not answered.completions:  # nothing was generated
+        return [Completion("", ir.Meta(finish_reason="length"))] * look.n
+    if look.best == look.n:
+        return list(answered.completions)
+    low = float("-inf")
+
+    def mean(done: Completion) -> float:
+        return low if done.meta.mean_logprob is None else done.meta.mean_logprob
+
+    return sorted(answered.completions, key=mean, reverse=True)[: look.n]
+
+
+async def streamed(
+    service: Service,
+    call: Call,
+    caller: Caller,
+    look: Look,
+    ids: list[tuple[tuple[int, ...], str]],
+    head: dict[str, Any],
+) -> AsyncGenerator[Any, None]:
+    """Chunks of all choices as they come; the last one, when it is asked for, has no choices and the usage."""
+    choices: dict[tuple[int, int], Choice] = {}
+    totals = [0, 0, 0]  # prompt, completion, cached tokens
+
+    def chunk(written: list[dict[str, Any]], told: bool) -> dict[str, Any]:
+        event: dict[str, Any] = {**head, "choices": written}
+        if look.usage or look.counting:
+            event["usage"] = usage(*totals) if told else None
+        return event
+
+    feed = raw.opened(service, call, caller)
+    try:
+        async for out in feed:
+            if isinstance(out, Begun):
+                totals[0] += out.prompt_tokens
+                totals[2] += out.cached_tokens
+                mine = [Choice(service, look, out.prompt * look.n + k, out, *ids[out.prompt]) for k in range(look.n)]
+                choices |= {(out.prompt, k): choice for k, choice in enumerate(mine)}
+                first = [choice.opened(closed=not call.generate) for choice in mine]
+                if look.echo or not call.generate:
+                    yield chunk(first, look.counting)
+                continue
+            choice = choices[out.prompt, out.choice]
+            before = choice.made
+            written = choice.grown(out)
+            totals[1] += choice.made - before
+            yield chunk([written], look.counting)
+        if look.usage:
+            yield chunk([], True)
+    finally:
+        await feed.aclose()

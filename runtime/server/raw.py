@@ -1,0 +1,136 @@
+"""Raw prompts and raw tokens: what the completion protocols share.
+
+In: prompts as text or token ids, one or many; finished completions. Out: `Prompt`s of a call, and the text of tokens
+as these protocols show it. Several calls of one request run side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any, TypeVar, cast
+
+from ramet.frontend import ir
+from ramet.runtime.server.call import Answer, Begun, Call, Caller, Piece, Prompt
+from ramet.runtime.server.compose import check_size
+from ramet.runtime.server.failures import Failure, bad
+from ramet.runtime.server.service import Service
+from ramet.runtime.text import Tokenizer
+
+MAX_PROMPTS = 128
+RawPrompts = str | list[str] | list[int] | list[list[int]]
+Item = TypeVar("Item")
+Pieces = AsyncGenerator[Begun | Piece, None]
+
+
+# -- prompts
+
+
+def split(value: RawPrompts, name: str) -> tuple[list[str] | list[tuple[int, ...]], bool]:
+    """The prompts of a field that may hold one or many, as text or as ids; and whether it held many. `Failure` 400 for
+    none and for more than `MAX_PROMPTS`."""
+    if isinstance(value, str):
+        return [value], False
+    if not value:
+        raise bad(f"`{name}` is empty; give at least one prompt", name)
+    if isinstance(value[0], int):
+        return [tuple(value)], False
+    if len(value) > MAX_PROMPTS:
+        raise bad(f"`{name}` has {len(value)} prompts; at most {MAX_PROMPTS} in one request", name)
+    if isinstance(value[0], str):
+        return value, True
+    return [tuple(ids) for ids in value], True
+
+
+async def encoded(
+    service: Service, texts: Sequence[str] | Sequence[tuple[int, ...]], *, special: bool = False, bos: bool = True
+) -> tuple[Prompt, ...]:
+    """`texts` as prompts of a call. Names of control tokens in text are text, unless `special`; a model that was
+    trained with a BOS token gets it in front of text, unless `bos` is False. Token ids are taken as they are."""
+    prompts: list[Prompt] = []
+    for text in texts:
+        if not isinstance(text, str) or (bos and not special):
+            prompts.append(text)
+            continue
+        prompts.append(await ids_of(service, text, special=special, bos=bos))
+    return tuple(prompts)
+
+
+async def ids_of(service: Service, text: str, *, special: bool, bos: bool) -> tuple[int, ...]:
+    """The ids of one text; see `encoded`. `Failure` 400 for a text that is too long to be tokenised at all."""
+    check_size(text, service.context)
+    if not special:
+        return await service.encode(text, special=bos)
+    tokenizer = service.tokenizer
+    ids = await asyncio.to_thread(tokenizer.encode_template, text, start=bos)
+    if bos and tokenizer.add_bos and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
+        ids = [tokenizer.bos, *ids]
+    return tuple(ids)
+
+
+# -- tokens as text
+
+
+def name_of(tokenizer: Tokenizer, token: int) -> str:
+    """A token's text, and a control token's name."""
+    return tokenizer.token_bytes(token, special=tokenizer.is_special(token)).decode("utf-8", "replace")
+
+
+def spelled(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """The text of tokens with the names of control tokens in it."""
+    return b"".join(tokenizer.token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
+
+
+def ending(tokenizer: Tokenizer, meta: ir.Meta, *, special: bool) -> str:
+    """The text of the stop that ended a completion: what clients see who ask for it untrimmed."""
+    if meta.matched is None or isinstance(meta.matched, str):
+        return meta.matched or ""
+    return name_of(tokenizer, meta.matched) if special else tokenizer.decode([meta.matched])
+
+
+def completed(tokenizer: Tokenizer, text: str, meta: ir.Meta, *, special: bool, untrimmed: bool) -> str:
+    """A finished completion's text, with the names of control tokens (`special`) and its stop (`untrimmed`)."""
+    whole = spelled(tokenizer, meta.tokens) if special else text
+    return whole + (ending(tokenizer, meta, special=special) if untrimmed else "")
+
+
+# -- several calls
+
+
+async def all_of(work: Sequence[Coroutine[Any, Any, Answer]]) -> list[Answer]:
+    """The answers of several calls, run side by side. The first failure ends all."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def opened(service: Service, call: Call, caller: Caller) -> Pieces:
+    """A call's stream, to be closed."""
+    return cast("Pieces", service.stream(call, caller))
+
+
+async def merged(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[tuple[int, Item], None]:
+    """What several streams give, as it comes, each with the number of its stream. Closes them all at its end."""
+    steps = {asyncio.ensure_future(anext(source)): n for n, source in enumerate(sources)}
+    try:
+        while steps:
+            for step in (await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED))[0]:
+                n = steps.pop(step)
+                try:
+                    item = step.result()
+                except StopAsyncIteration:
+                    continue
+                steps[asyncio.ensure_future(anext(sources[n]))] = n
+                yield n, item
+    finally:
+        for step in steps:
+            step.cancel()
+        await asyncio.gather(*steps, return_exceptions=True)
+        for source in sources:
+            with contextlib.suppress(Failure):
+                await source.aclose()
