@@ -30,8 +30,9 @@ test: setup
 	@$(RUN) -m pytest -q -m "not nightly and not gpu and not triton and not aot" $(ARGS)
 
 # Triton's interpreter and ahead-of-time compiler exclude each other in one process.
-kernels: setup
-	@TRITON_INTERPRET=1 $(RUN) -m pytest -q -m triton tests/kernels/triton $(ARGS)
+kernels: setup  # interpreter, table of registers, shared memory and spills, then the rest of the compiler
+	@TRITON_INTERPRET=1 $(RUN) -m pytest -q -m triton tests/kernels/triton tests/benchmarks $(ARGS)
+	@$(RUN) -m ramet.kernels.triton.aot
 	@$(RUN) -m pytest -q -m aot tests/kernels/triton $(ARGS)
 
 nightly: setup

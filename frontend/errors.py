@@ -123,10 +123,17 @@ class ProgramTimeout(ProgramError, TimeoutError):
     """The program or a wait inside it took longer than its timeout."""
 
 
+class RefusedError(ConstraintError, GenerationError):
+    """An argument that a backend elsewhere refused: a `ConstraintError` that came back as an event."""
+
+    status = 400
+
+
 # Failures cross process boundaries as a kind and a message; this is the only mapping between the two.
 FAILURES: dict[str, type[GenerationError]] = {
     "context": ContextOverflow,
     "aborted": Aborted,
     "transport": TransportError,
     "generation": GenerationError,
+    "constraint": RefusedError,
 }

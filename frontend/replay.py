@@ -1,6 +1,6 @@
 """A program's calls, taken apart: what a client without programs would have sent, one request after the other.
 
-In: a backend, and a program that ran through a `Recorder` of it. Out: each Gen and Select of it as a program of its own
+In: a backend, and a program that ran through a `Recorder` of it. Out: each Gen, Select and Score of it as a program of its own
 (the whole prefix as constant text and role edges, the same number of tokens to generate), and what running those one by
 one, without sharing and without batching, costs: the measured baseline of `ramet demo` and of the benchmarks.
 """
@@ -29,12 +29,14 @@ from ramet.frontend.ir import (
     Put,
     Ref,
     Role,
+    Score,
     Select,
     Text,
+    Tokens,
     Usage,
 )
 
-Item = Text | Role | Gen | Select | Join
+Item = Text | Tokens | Role | Gen | Select | Score | Join
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Recording:
     usage: Usage = field(default_factory=Usage)
 
     def calls(self) -> list[tuple[AnyOp, ...]]:
-        """Every finished Gen and Select as a program of one sequence, in the order in which they finished."""
+        """Every finished Gen, Select and Score as a program of one sequence, in the order in which they finished."""
         return _Calls(self).all()
 
 
@@ -152,8 +154,10 @@ class _Calls:
 
     def _constant(self, item: Item) -> Iterable[AnyOp]:
         """An item of a prefix with every value in it written out."""
-        if isinstance(item, Role):
+        if isinstance(item, Role | Tokens):
             yield item
+        elif isinstance(item, Score):
+            return  # it appended nothing
         elif isinstance(item, Join):
             for name in item.branches:
                 for inner in self._branches[name].items:

@@ -54,13 +54,15 @@ class HeadNorms:
 class Drawn:
     """What `sample` returns, on the device; shapes as in `Samples`. tokens `[R] int64` (-1: no token is allowed, or the
     logits are not finite), logprobs `[R] float32`, top_ids `[R, K] int32`, top_logprobs `[R, K]`, targets `[P]`
-    float32."""
+    float32, target_ids `[P, K'] int32`, target_logprobs `[P, K']`."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
     top_ids: torch.Tensor
     top_logprobs: torch.Tensor
     targets: torch.Tensor
+    target_ids: torch.Tensor
+    target_logprobs: torch.Tensor
 
 
 class Plan(Protocol):

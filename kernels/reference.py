@@ -185,15 +185,26 @@ def sample(logits: torch.Tensor, draws: Draws, at: I32, targets: Targets, target
     tokens = [_draw(adjusted(logits[at[r]], r, draws, masks), r, draws, float(noise[r])) for r in range(len(draws))]
     logprobs = torch.log_softmax(logits, dim=-1)
     own = logits.new_full((len(draws),), torch.nan)
-    width = max(0, int(draws.logprobs.max())) if len(draws) else 0
-    ids = torch.full((len(draws), width), -1, dtype=torch.int32, device=logits.device)
-    tops = logits.new_full((len(draws), width), torch.nan)
+    failed = np.array(tokens, np.int64) < 0
     for r, k in enumerate(draws.logprobs.tolist()):
-        if k >= 0 and tokens[r] >= 0:
-            row = logprobs[at[r]]
-            own[r] = row[tokens[r]]
-            best = torch.sort(row, descending=True, stable=True)
-            ids[r, :k], tops[r, :k] = best.indices[:k].to(torch.int32), best.values[:k]
+        if k >= 0 and not failed[r]:
+            own[r] = logprobs[at[r], tokens[r]]
+    ids, tops = _alternatives(logprobs, np.where(failed, 0, draws.logprobs).astype(np.int32), at)
     where = torch.from_numpy(np.stack((target_at, targets.tokens)).astype(np.int64)).to(logits.device)
     drawn = torch.tensor(tokens, dtype=torch.int64, device=logits.device)
-    return Drawn(drawn, own, ids, tops, logprobs[where[0], where[1]])
+    asked = targets.top if len(targets.top) else np.zeros(len(targets.tokens), np.int32)
+    return Drawn(drawn, own, ids, tops, logprobs[where[0], where[1]], *_alternatives(logprobs, asked, target_at))
+
+
+def _alternatives(logprobs: torch.Tensor, wanted: I32, at: I32) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `wanted[n]` most likely tokens of row `at[n]` of `logprobs` and their values, each `[N, K]`, K the largest
+    wanted; -1 and nan beyond a row's own."""
+    width = max(0, int(wanted.max())) if len(wanted) else 0
+    ids = torch.full((len(wanted), width), -1, dtype=torch.int32, device=logprobs.device)
+    tops = logprobs.new_full((len(wanted), width), torch.nan)
+    for n, k in enumerate(wanted.tolist()):
+        if k > 0:
+            best = torch.sort(logprobs[at[n]], descending=True, stable=True)
+            k = min(k, len(best.values))
+            ids[n, :k], tops[n, :k] = best.indices[:k].to(torch.int32), best.values[:k]
+    return ids, tops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ramet.frontend.backends.base import Backend
@@ -54,7 +55,10 @@ from ramet.frontend.state import State
 from ramet.frontend.values import Value, agather, gather
 
 if TYPE_CHECKING:
+    from ramet.frontend.backends.endpoint import Endpoint
+    from ramet.frontend.backends.endpoint import Endpoint as RuntimeEndpoint
     from ramet.frontend.backends.engine import Engine
+    from ramet.frontend.backends.openai import OpenAI
 
 __all__ = [
     "Aborted",
@@ -65,6 +69,7 @@ __all__ = [
     "ConstraintError",
     "ContextOverflow",
     "Ended",
+    "Endpoint",
     "Engine",
     "EngineError",
     "Event",
@@ -75,12 +80,14 @@ __all__ = [
     "Joined",
     "Mock",
     "ModelError",
+    "OpenAI",
     "ParseError",
     "Program",
     "ProgramError",
     "ProgramTimeout",
     "RametError",
     "Run",
+    "RuntimeEndpoint",
     "Started",
     "State",
     "StateError",
@@ -118,17 +125,23 @@ __all__ = [
     "using",
 ]
 
-ELSEWHERE = ("Endpoint", "Runtime", "RuntimeEndpoint", "OpenAI", "Anthropic", "VertexAI", "LiteLLM")
+LAZY = {  # they pull the runtime, or httpx: imported when they are asked for
+    "Endpoint": ("endpoint", "Endpoint"),
+    "Engine": ("engine", "Engine"),
+    "OpenAI": ("openai", "OpenAI"),
+    "RuntimeEndpoint": ("endpoint", "Endpoint"),  # SGLang's name
+}
+ELSEWHERE = ("Runtime", "Anthropic", "VertexAI", "LiteLLM")
 
 
 def __getattr__(name: str) -> object:
-    if name == "Engine":  # it pulls torch and the runtime: imported when it is asked for
-        from ramet.frontend.backends.engine import Engine
-
-        return Engine
+    if name in LAZY:
+        module, attribute = LAZY[name]
+        found: object = getattr(import_module(f"ramet.frontend.backends.{module}"), attribute)
+        return found
     if name in ELSEWHERE:
         raise AttributeError(
-            f"ramet.{name} is not built into this version: run programs on ramet.Engine(model), in this machine, or on "
-            "ramet.Mock(answers)"
+            f"ramet.{name} is not built into this version: run programs on ramet.Engine(model), in this machine, on "
+            "ramet.Endpoint(url), ramet.OpenAI(model, base_url), or on ramet.Mock(answers)"
         )
     raise AttributeError(f"module 'ramet' has no attribute {name!r}")

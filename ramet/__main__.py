@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Many branches, one root: programs of many LLM calls, and the engine that runs them.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # plain help: rich takes longer to load than everything else
     pretty_exceptions_enable=False,
 )
 Model = Annotated[str, typer.Option(help='"default", a directory, a .gguf file, a hub id, or "random:<preset>".')]
@@ -150,6 +151,28 @@ def _facts() -> Iterator[tuple[str, str]]:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         yield "memory", f"{total / 2**30:.1f} GiB"
     yield "cache", f"{cache}, {shutil.disk_usage(home).free / 2**30:.1f} GiB free"
+
+
+# Their flags are made from the settings, by a parser of their own, which is imported when one of them runs.
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def serve(context: typer.Context) -> None:
+    """Serve a model over HTTP, in every usual protocol."""
+    with outcomes():
+        from ramet.runtime.server import command
+
+        command.serve(context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def config(context: typer.Context) -> None:
+    """The settings that `ramet serve` would have, and why."""
+    with outcomes():
+        from ramet.runtime.server import command
+
+        command.config(context.args)
 
 
 @contextmanager

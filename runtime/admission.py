@@ -91,7 +91,7 @@ def footprint(seq: q.Sequence, lengths: Lengths) -> tuple[int, int]:
     left = 0
     if isinstance(task, q.Choosing):
         left = len(task.trie.tokens)
-    elif task is not None:
+    elif isinstance(task, q.Generating):
         made, limit = task.made + flying, task.limit
         if task.op.sampling.max_tokens is None:
             limit = min(limit, max(lengths.typical(), made + 16))

@@ -47,12 +47,30 @@ class Draws:
         return len(self.rows)
 
 
+def _empty_i32() -> I32:
+    return np.zeros(0, np.int32)
+
+
+def _empty_f32() -> F32:
+    return np.zeros(0, np.float32)
+
+
+def _no_ids() -> I32:
+    return np.zeros((0, 0), np.int32)
+
+
+def _no_logprobs() -> F32:
+    return np.zeros((0, 0), np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """P given continuations to score: the logprob of `tokens[p]` after the batch's token `rows[p]`."""
+    """P given continuations to score: the logprob of `tokens[p]` after the batch's token `rows[p]`, and of the `top[p]`
+    most likely tokens there. `top` is `[P]`, or `[0]` where no target asks for any."""
 
     rows: I32
     tokens: I32
+    top: I32 = field(default_factory=_empty_i32)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,25 +123,20 @@ class Masks:
     allowed: tuple[tuple[int, U32], ...] = ()
 
 
-def _empty_i32() -> I32:
-    return np.zeros(0, np.int32)
-
-
-def _empty_f32() -> F32:
-    return np.zeros(0, np.float32)
-
-
 @dataclass(frozen=True, slots=True)
 class Samples:
     """What a flight brought back: tokens `[R] int32`, their logprobs `[R] float32` (nan where not asked for), the most
-    likely alternatives `[R, K]` (K the largest asked for; id -1 beyond a row's own k), target logprobs `[P] float32`.
-    Logprobs are of the model's distribution: temperature 1, before penalties, bias and truncation."""
+    likely alternatives `[R, K]` (K the largest asked for; id -1 beyond a row's own k), target logprobs `[P] float32`
+    and likewise the targets' alternatives `[P, K']`. Logprobs are of the model's distribution: temperature 1, before
+    penalties, bias and truncation."""
 
     tokens: I32 = field(default_factory=_empty_i32)
     logprobs: F32 = field(default_factory=_empty_f32)
-    top_ids: I32 = field(default_factory=lambda: np.zeros((0, 0), np.int32))
-    top_logprobs: F32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    top_ids: I32 = field(default_factory=_no_ids)
+    top_logprobs: F32 = field(default_factory=_no_logprobs)
     targets: F32 = field(default_factory=_empty_f32)
+    target_ids: I32 = field(default_factory=_no_ids)
+    target_logprobs: F32 = field(default_factory=_no_logprobs)
 
 
 class Flight(Protocol):

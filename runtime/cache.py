@@ -37,7 +37,7 @@ class Cache:
             seq.node = self.tree.root(seq.program.namespace)
             self.tree.lock(seq.node)
             seq.computed = 0
-            self.advance(seq, max(seq.known - 1, 0))
+            self.advance(seq, seq.reach())
 
     def advance(self, seq: Sequence, limit: int) -> None:
         """Move the lock down along what others have computed of positions below `limit`; private slots must be none."""
@@ -85,15 +85,20 @@ class Cache:
             low = max(cut, depth)
             self._adopt(seq.node, seq.buffer[low:end], row[low:end])
         if cut < depth:
-            root = self.tree.root(seq.program.namespace)
-            node, matched = self.tree.match(root, seq.buffer[:cut])
-            assert matched == cut, "a locked path is in the tree"
-            self._move(seq, node)
+            self._withdraw(seq, cut)
         low = max(end, depth)
         if seq.computed > low:
             self._free(row[low : seq.computed])
         had, seq.computed = seq.computed, seq.depth
         row[seq.computed : had] = -1
+
+    def retreat(self, seq: Sequence, keep: int) -> None:
+        """Let go of what is computed from position `keep` on, which stays in the tree: it is to be computed again."""
+        if seq.row is not None:
+            self.settle(seq, keep)
+        elif seq.depth > keep:
+            self._withdraw(seq, keep)
+            seq.computed = keep
 
     def rest(self, seq: Sequence) -> None:
         """Give up the row, keep the lock."""
@@ -204,6 +209,12 @@ class Cache:
             self.tree.lock(node)
             self.tree.unlock(seq.node)
             seq.node = node
+
+    def _withdraw(self, seq: Sequence, cut: int) -> None:
+        """Move the lock up to position `cut`."""
+        node, matched = self.tree.match(self.tree.root(seq.program.namespace), seq.buffer[:cut])
+        assert matched == cut, "a locked path is in the tree"
+        self._move(seq, node)
 
     def _free(self, slots: I32) -> None:
         if len(slots):

@@ -6,17 +6,18 @@ the same call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from ramet.runtime import messages as m
-from ramet.runtime.batch import Samples
+from ramet.runtime.batch import F32, Samples
 from ramet.runtime.choices import decide
-from ramet.runtime.draft import Notes, Score
+from ramet.runtime.draft import Notes, Span, Trial
 from ramet.runtime.programs import Program, Programs
 from ramet.runtime.scheduler import Scheduler
-from ramet.runtime.sequence import Choosing, Generating, Sequence
+from ramet.runtime.sequence import Generating, Sequence, Task
 from ramet.runtime.text import Tokenizer, cut
 
 
@@ -50,17 +51,20 @@ class Collector:
                     over = self._refused(seq, task, error)
                 if over:
                     touched[seq.program] = None
-        for score in notes.scores:
-            if score.turn == score.seq.turn:
-                touched[score.seq.program] = None
+        for part in (*notes.trials, *notes.spans):
+            if part.turn == part.seq.turn:
+                touched[part.seq.program] = None
                 try:
-                    self._scored(score, samples, step)
+                    if isinstance(part, Trial):
+                        self._decided(part, samples, step)
+                    else:
+                        self._scored(part, samples, step)
                 except Exception as error:  # noqa: BLE001 (the request boundary)
-                    self._refused(score.seq, score.task, error)
+                    self._refused(part.seq, part.task, error)
         for program in touched:
             self._programs.conclude(program)
 
-    def _refused(self, seq: Sequence, task: Generating | Choosing, error: Exception) -> bool:
+    def _refused(self, seq: Sequence, task: Task, error: Exception) -> bool:
         self._programs.fail(seq, task.op.op, "generation", f"{type(error).__name__}: {error}")
         return True
 
@@ -134,21 +138,57 @@ class Collector:
         self._scheduler.cache.settle(seq, end if tail else end - 1, known=have)
         seq.known = end
         seq.append(np.array(tail, np.int32))
-        cached = task.prompt - task.computed
-        seq.program.cached += cached
-        times = (task.first_step, step, task.began - task.arrived, self._clock() - task.arrived)
+        cost = self._cost(seq, task, step)
         self._programs.news.append(
-            m.Done(seq.program.id, task.op.op, reason, keep, tuple(tail), matched, task.prompt, cached, *times)
+            m.Done(seq.program.id, task.op.op, reason, keep, tuple(tail), matched, task.prompt, *cost)
         )
         self._programs.finish(seq, seq.tokens(task.start, seq.known).copy())
 
-    def _scored(self, score: Score, samples: Samples, step: int) -> None:
-        seq, task = score.seq, score.task
-        edges = samples.targets[score.first : score.first + len(task.trie.tokens)].astype(np.float64)
+    def _cost(self, seq: Sequence, task: Task, step: int) -> tuple[int, int, int, float, float]:
+        """An op has ended: its cached tokens, its first and last step, seconds queued, seconds in all."""
+        seq.program.cached += task.cached
+        return (task.cached, task.first_step, step, task.began - task.arrived, self._clock() - task.arrived)
+
+    def _scored(self, span: Span, samples: Samples, step: int) -> None:
+        """A part of a Score's answer; the rest of it when it is the last."""
+        seq, task = span.seq, span.task
+        logprobs = samples.targets[span.first : span.first + span.count]
+        if np.isnan(logprobs).any():
+            message = "the tokens cannot be scored: the logits are not finite"
+            self._programs.fail(seq, task.op.op, "generation", message)
+            return
+        self._tell_scores(span, logprobs, samples)
+        if span.last:
+            seq.turn += 1
+            self._scheduler.cache.settle(seq, seq.known - 1)
+            cost = self._cost(seq, task, step)
+            self._programs.news.append(m.Done(seq.program.id, task.op.op, "stop", 0, (), None, task.prompt, *cost))
+            self._programs.finish(seq, np.zeros(0, np.int32))
+
+    def _tell_scores(self, span: Span, logprobs: F32, samples: Samples) -> None:
+        seq, task, k = span.seq, span.task, span.task.op.top
+        tokens, values = seq.tokens(span.start, span.start + span.count).tolist(), logprobs.tolist()
+        tops: list[tuple[tuple[int, float], ...]] = []
+        if k:
+            part = slice(span.first, span.first + span.count)
+            ids, likely = samples.target_ids[part, :k].tolist(), samples.target_logprobs[part, :k].tolist()
+            tops = [
+                tuple(pair for pair in zip(*row, strict=True) if pair[0] >= 0) for row in zip(ids, likely, strict=True)
+            ]
+        if task.told == 0:  # the first token follows nothing
+            tokens, values, tops = [int(seq.buffer[0]), *tokens], [math.nan, *values], [(), *tops] if k else []
+        task.told = span.start + span.count
+        if tokens:
+            told = m.Scored(seq.program.id, task.op.op, tuple(tokens), tuple(values), tuple(tops))
+            self._programs.news.append(told)
+
+    def _decided(self, trial: Trial, samples: Samples, step: int) -> None:
+        seq, task = trial.seq, trial.task
+        edges = samples.targets[trial.first : trial.first + len(task.trie.tokens)].astype(np.float64)
         rows = [edges[path].tolist() for path in task.trie.paths]
         bare: list[list[float]] = []
         if task.op.context:
-            first = score.first + len(task.trie.tokens)
+            first = trial.first + len(task.trie.tokens)
             plain = samples.targets[first : first + len(task.trie.tokens)].astype(np.float64)
             bare = [plain[path].tolist() for path in task.trie.paths]
         if not np.isfinite(edges).all():
@@ -161,10 +201,8 @@ class Collector:
         seq.append(value)
         seq.turn += 1
         self._scheduler.cache.settle(seq, seq.known - 1)
-        cached = task.prompt - task.computed
-        seq.program.cached += cached
-        times = (task.first_step, step, task.began - task.arrived, self._clock() - task.arrived)
         logprobs = tuple(tuple(row) for row in rows)
-        told = m.Chosen(seq.program.id, task.op.op, winner, scores, logprobs, task.prompt, cached, *times)
+        cost = self._cost(seq, task, step)
+        told = m.Chosen(seq.program.id, task.op.op, winner, scores, logprobs, task.prompt, *cost)
         self._programs.news.append(told)
         self._programs.finish(seq, value)

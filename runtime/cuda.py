@@ -198,8 +198,8 @@ class CudaRunner:
             drawn = self._decoder.ops.sample(logits, draws, flight.at, targets, flight.target_at, masks)
             if len(draws):
                 self._steps.scatter(drawn.tokens, self.device.stage(draws.into), self._last)
-            fields = (drawn.tokens, drawn.logprobs, drawn.top_ids, drawn.top_logprobs, drawn.targets)
-            flight.fetch = self.device.fetch(fields)
+            own = (drawn.tokens, drawn.logprobs, drawn.top_ids, drawn.top_logprobs)
+            flight.fetch = self.device.fetch((*own, drawn.targets, drawn.target_ids, drawn.target_logprobs))
             return
         tokens = None
         if flight.static and self._graphs is not None:

@@ -14,15 +14,18 @@ from ramet.runtime.batch import I32, I64, Batch, Masks, Targets
 from ramet.runtime.choices import Trie
 from ramet.runtime.parameters import Bias, Parameters
 from ramet.runtime.radix import Node
-from ramet.runtime.sequence import Choosing, Generating, Sequence
+from ramet.runtime.sequence import Choosing, Generating, Scoring, Sequence
 
 EMPTY: I32 = np.zeros(0, np.int32)
 _NO_MASKS = Masks()
 _GRAIN = 1 << 14  # entries
 
 
+SCORED = 256  # tokens that Scores score in one step: each costs a row of logits, 0.5 MB with 128k tokens
+
+
 @dataclass(slots=True)
-class Score:
+class Trial:
     """One Choose whose edges are scored: targets [first, first + edges) of the trie, then as many unconditional
     ones, if any."""
 
@@ -33,15 +36,31 @@ class Score:
 
 
 @dataclass(slots=True)
+class Span:
+    """A part of a Score: targets [first, first + count) are the sequence's tokens from position `start` on. `last`: the
+    Score ends with it."""
+
+    seq: Sequence
+    turn: int
+    task: Scoring
+    first: int
+    start: int
+    count: int
+    last: bool
+
+
+@dataclass(slots=True)
 class Notes:
     """Whose results a flight carries (`Batch.owner`). Draw r is for `drawn[r]`, in its turn `turns[r]`, by `tasks[r]`;
-    `penalised` lists the draws that look at their history."""
+    `penalised` lists the draws that look at their history, `begun` the sequences whose call has its prompt computed now."""
 
     drawn: list[Sequence] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
     tasks: list[Generating] = field(default_factory=list)
     penalised: list[int] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    begun: list[Sequence] = field(default_factory=list)
     members: list[Sequence] = field(default_factory=list)
 
     def masks(self, positions: I64) -> Masks:
@@ -87,7 +106,8 @@ class Column:
 
 
 class Draft:
-    """The step being planned. `left` is what remains of its token budget.
+    """The step being planned. `left` is what remains of its token budget, `scorable` of the tokens that Scores may
+    score.
 
     Slot lists that are handed over may be views of the row table: the rows of a batch's members do not change before
     it is launched.
@@ -96,6 +116,7 @@ class Draft:
     def __init__(self, step: int, budget: int, parameters: Parameters) -> None:
         self.step = step
         self.left = budget
+        self.scorable = SCORED
         self.notes = Notes()
         self.members: set[Sequence] = set()  # who takes part
         self.ends: dict[Node, int] = {}  # a node at whose end a row of this batch stands → that row
@@ -112,6 +133,7 @@ class Draft:
         self._bias: list[Bias] = []
         self._target_rows: list[int] = []
         self._target_tokens: list[int] = []
+        self._target_tops: dict[int, int] = {}  # target → how many alternatives it asks for, where any
 
     def join(self, seq: Sequence) -> None:
         """The sequence takes part in this step."""
@@ -194,11 +216,13 @@ class Draft:
         if len(task.banned) and task.made + seq.flying < s.min_tokens:
             self._bias.append((r, task.banned, np.full(len(task.banned), -np.inf, np.float32)))
 
-    def targets(self, rows: list[int], tokens: list[int]) -> int:
-        """Score continuations; the index of the first."""
+    def targets(self, rows: list[int], tokens: list[int], top: int = 0) -> int:
+        """Score continuations, each with `top` alternatives; the index of the first."""
         first = len(self._target_rows)
         self._target_rows += rows
         self._target_tokens += tokens
+        if top:
+            self._target_tops.update(dict.fromkeys(range(first, first + len(rows)), top))
         return first
 
     def trie(self, trie: Trie, slots: I32, prompt: I32, row: int) -> int:
@@ -240,9 +264,17 @@ class Draft:
             feed=self._feed.array(),
             feed_rows=self._feed_rows.array(),
             draws=self._parameters.draws(*draws, tuple(self._bias)),
-            targets=Targets(np.array(self._target_rows, np.int32), np.array(self._target_tokens, np.int32)),
+            targets=self._targets(),
             owner=self.notes,
         )
+
+
+    def _targets(self) -> Targets:
+        top = EMPTY
+        if self._target_tops:
+            top = np.zeros(len(self._target_rows), np.int32)
+            top[list(self._target_tops)] = list(self._target_tops.values())
+        return Targets(np.array(self._target_rows, np.int32), np.array(self._target_tokens, np.int32), top)
 
 
 def _ends(lengths: I32) -> I32:

@@ -73,6 +73,8 @@ class EngineCore:
         stats = self._receive()
         began = self._clock()
         batch = self.scheduler.plan()
+        if batch is not None:
+            self.programs.announce(batch.owner.begun)
         flight = self._forward(batch) if batch is not None else None
         self._idle = batch is None and self._last is None
         done = self._collect()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError, ContextOverflow, ProgramError, StateError
 from ramet.runtime import messages as m
+from ramet.runtime.arguments import bare_context, check_ids, encoded_choices
 from ramet.runtime.template import ChatTemplate
 from ramet.runtime.text import Tokenizer, check_text
 
@@ -62,7 +63,7 @@ class Lowering:
     operations arrive). `max_chars` bounds a text before it is tokenised (R12); by default 16 characters a token of
     context.
 
-    Segments end at a value, a role edge, a Gen, Select or Join, and at a Fork. A fork must be a place between two
+    Segments end at a value, a role edge, Tokens, a Gen, Select, Score or Join, and at a Fork. A fork must be a place between two
     tokens, so that its children share everything and compute nothing, and a Join can append exactly what a branch
     added. Text after it is encoded as if there were no fork wherever the place is a token boundary of the joined text
     (it is not where text goes on inside a word or a run of spaces; then both sides are tokenised by themselves).
@@ -150,6 +151,8 @@ class Lowering:
             self._generate(op, sequence)
         elif isinstance(op, ir.Select):
             self._select(op, sequence)
+        elif isinstance(op, ir.Score):
+            self._score(op, sequence)
         elif isinstance(op, ir.Fork):
             self._fork(op, sequence)
         elif isinstance(op, ir.Join):
@@ -158,8 +161,6 @@ class Lowering:
             self._put(op)
         elif isinstance(op, ir.Close):
             self._close(op, sequence)
-        else:
-            raise ConstraintError(f"{type(op).__name__}: this engine does not carry it out")
         self._call.ops.add(op.id)
 
     # -- text
@@ -182,16 +183,10 @@ class Lowering:
                 self._bound(sequence)
 
     def _tokens(self, op: ir.Tokens, sequence: _Sequence) -> None:
-        self._in_vocabulary("ids", op.ids)
+        check_ids("ids", op.ids, self._tokenizer)
         self._flush(sequence)
         sequence.started = sequence.started or bool(op.ids)
         self._append(sequence, op.id, op.ids, len(op.ids))
-
-    def _in_vocabulary(self, name: str, ids: tuple[int, ...]) -> None:
-        vocab = self._tokenizer.vocab_size
-        for token in ids:
-            if not 0 <= token < vocab:
-                raise ConstraintError(f"{name}: {token} is not a token id; ids of this model are 0 to {vocab - 1}")
 
     def _bound(self, sequence: _Sequence) -> None:
         size = len(sequence.pending)
@@ -283,8 +278,8 @@ class Lowering:
     # -- calls
 
     def _generate(self, op: ir.Gen, sequence: _Sequence) -> None:
-        self._in_vocabulary("stop_token_ids", op.sampling.stop_token_ids)
-        self._in_vocabulary("logit_bias", tuple(op.sampling.logit_bias))
+        check_ids("stop_token_ids", op.sampling.stop_token_ids, self._tokenizer)
+        check_ids("logit_bias", op.sampling.logit_bias, self._tokenizer)
         for stop in op.sampling.stop:
             check_text(stop)
         self._ready(op, sequence)
@@ -298,15 +293,8 @@ class Lowering:
         self._call.values[op.id] = _UNKNOWN
 
     def _select(self, op: ir.Select, sequence: _Sequence) -> None:
-        choices = self._choices(op)
-        context: tuple[int, ...] = ()
-        if op.method == "unconditional_likelihood_normalized":
-            context = (self._tokenizer.bos,) if self._tokenizer.bos is not None else self._tokenizer.eos[:1]
-            if not context:
-                raise ConstraintError(
-                    f"method={op.method!r}: the model has neither a begin nor an end token to score choices after; "
-                    "use token_length_normalized"
-                )
+        choices = encoded_choices(op.choices, self._tokenizer, self._max_chars)
+        context = bare_context(op.method, self._tokenizer)
         self._ready(op, sequence)
         longest = sequence.tokens + max(map(len, choices))
         if longest > self._context:
@@ -317,28 +305,17 @@ class Lowering:
         self._call.out.append(m.Choose(op.id, op.seq, choices, op.method, context))
         self._call.values[op.id] = _UNKNOWN
 
-    def _choices(self, op: ir.Select) -> tuple[tuple[int, ...], ...]:
-        if not op.choices:
-            raise ConstraintError("choices=(): select needs at least one choice")
-        seen: dict[tuple[int, ...], str] = {}
-        for choice in op.choices:
-            if len(choice) > self._max_chars:
-                raise ContextOverflow(f"a choice of {len(choice)} characters: at most {self._max_chars}")
-            ids = tuple(self._tokenizer.encode(choice))
-            if not ids:
-                raise ConstraintError(f"choices: {choice!r} has no tokens; each choice needs text")
-            if ids in seen:
-                raise ConstraintError(f"choices: {seen[ids]!r} and {choice!r} are the same tokens; make them distinct")
-            seen[ids] = choice
-        return tuple(seen)
+    def _score(self, op: ir.Score, sequence: _Sequence) -> None:
+        self._ready(op, sequence)
+        self._call.out.append(m.Score(op.id, op.seq, op.start, op.top))
 
-    def _ready(self, op: ir.Gen | ir.Select, sequence: _Sequence) -> None:
+    def _ready(self, op: ir.Gen | ir.Select | ir.Score, sequence: _Sequence) -> None:
         """Everything before a call is appended, and there is something."""
         self._flush(sequence)
         self._open(sequence, op.id)
         if not sequence.tokens and not sequence.grown:
-            raise ConstraintError("empty prompt: append text or a role before the first gen or select")
-        sequence.grown = True
+            raise ConstraintError("empty prompt: append text or a role before the first gen, select or score")
+        sequence.grown = sequence.grown or not isinstance(op, ir.Score)
 
     # -- branches
 

@@ -41,6 +41,13 @@ class Choose(Op, frozen=True, array_like=True, tag="choose"):
     context: tuple[int, ...] = ()
 
 
+class Score(Op, frozen=True, array_like=True, tag="score"):
+    """Logprobs of the sequence's own tokens from position `start` on, with the `top` most likely ones of each place."""
+
+    start: int = 0
+    top: int = 0
+
+
 class Fork(Op, frozen=True, array_like=True, tag="fork"):
     """Children go on from here."""
 
@@ -65,7 +72,7 @@ class Close(Op, frozen=True, array_like=True, tag="close"):
     now: bool = False
 
 
-AnyOp = Append | Generate | Choose | Fork | Join | Put | Close
+AnyOp = Append | Generate | Choose | Score | Fork | Join | Put | Close
 
 
 class OrderOpen(msgspec.Struct, frozen=True, tag="open"):
@@ -120,9 +127,11 @@ class News(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Began(News, frozen=True, array_like=True, tag="began"):
-    """The op holds the sequence now; `prompt` tokens stand before it."""
+    """All that stands before the op is computed or being computed: `prompt` tokens, `cached` of them not by this
+    call. Comes once, before any result."""
 
     prompt: int
+    cached: int = 0
 
 
 class Sampled(News, frozen=True, array_like=True, tag="sampled"):
@@ -133,9 +142,19 @@ class Sampled(News, frozen=True, array_like=True, tag="sampled"):
     tops: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
+class Scored(News, frozen=True, array_like=True, tag="scored"):
+    """The next tokens that a Score asks about, their logprobs (nan for the first token of a sequence) and, where asked
+    for, the most likely alternatives (id, logprob) of each place."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
+
+
 class Done(News, frozen=True, array_like=True, tag="done"):
-    """A Generate ended. Its value is the first `keep` tokens that were sent, then `tail` (the kept part of a token that
-    a stop string cut in two, tokenised again). `matched` is the stop string or token id, if any."""
+    """A Generate or Score ended. A Generate's value is the first `keep` tokens that were sent, then `tail` (the kept part
+    of a token that a stop string cut in two, tokenised again); a Score's is empty. `matched` is the stop string or
+    token id, if any."""
 
     reason: str
     keep: int
@@ -196,7 +215,7 @@ class Over(News, frozen=True, array_like=True, tag="over"):
     seconds: float
 
 
-AnyNews = Began | Sampled | Done | Chosen | Branched | Merged | Failure | Over
+AnyNews = Began | Sampled | Scored | Done | Chosen | Branched | Merged | Failure | Over
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -7,15 +7,16 @@ poisons its own sequence and what refers to its value, nothing else; a program e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ramet.runtime import messages as m
 from ramet.runtime.batch import I32
+from ramet.runtime.calls import Bounds, Refused, begin
 from ramet.runtime.scheduler import Scheduler
-from ramet.runtime.sequence import Choosing, Generating, Sequence
+from ramet.runtime.sequence import Scoring, Sequence
 from ramet.runtime.text import Tokenizer
 
 Failure = tuple[str, str]  # kind and message
@@ -60,10 +61,9 @@ class Programs:
         clock: Callable[[], float],
     ) -> None:
         self.scheduler = scheduler
-        self.context = context
-        self.longest = min(context, scheduler.cache.capacity)
         self.live: dict[str, Program] = {}
         self.news: list[m.AnyNews] = []
+        self._bounds = Bounds(context, scheduler.cache.capacity)
         self._tokenizer = tokenizer
         self._clock = clock
         self._born = 0
@@ -187,10 +187,8 @@ class Programs:
         """Carry out an op, or make it the sequence's task."""
         if isinstance(op, m.Append):
             self._append(seq, op)
-        elif isinstance(op, m.Generate):
-            self._generate(seq, op)
-        elif isinstance(op, m.Choose):
-            self._choose(seq, op)
+        elif isinstance(op, (m.Generate, m.Choose, m.Score)):
+            self._call(seq, op)
         elif isinstance(op, m.Fork):
             self._fork(seq, op)
         elif isinstance(op, m.Join):
@@ -215,47 +213,30 @@ class Programs:
 
     def _extend(self, seq: Sequence, op: str, tokens: I32) -> None:
         total = seq.known + len(tokens)
-        if total > self.longest:
-            self.fail(seq, op, "context", self._too_long(f"{total} tokens"))
+        if total > self._bounds.longest:
+            self.fail(seq, op, "context", self._bounds.too_long(f"{total} tokens"))
         else:
             seq.append(tokens)
 
-    def _too_long(self, what: str) -> str:
-        pool = self.scheduler.cache.capacity
-        bound = f"the context of {self.context} tokens" if self.context <= pool else f"the KV pool of {pool} tokens"
-        remedy = "shorten the text" if self.context <= pool else "shorten the text or raise kv_tokens"
-        return f"{what} do not fit {bound}; {remedy}"
-
-    def _generate(self, seq: Sequence, op: m.Generate) -> None:
-        room = self.longest - seq.known
-        if not seq.known:
-            self.fail(seq, op.op, "generation", "the prompt is empty: append text before generating")
-        elif room <= 0:
-            self.fail(seq, op.op, "context", self._too_long(f"{seq.known} tokens of prompt and a new one"))
-        else:
-            limit = min(op.sampling.max_tokens or room, room)
-            task = Generating(
-                op, seq.known, limit, eos=self.scheduler.eos, tokenizer=self._tokenizer, now=self._clock()
-            )
-            seq.task = task
-            self._called(seq, task)
-
-    def _choose(self, seq: Sequence, op: m.Choose) -> None:
-        task = Choosing(op, seq.known, self._clock())
-        longest = seq.known + max(len(choice) for choice in op.choices)
-        slots = seq.known + task.size
-        if not seq.known:
-            self.fail(seq, op.op, "generation", "the prompt is empty: append text before selecting")
-        elif longest > self.context or slots > self.scheduler.cache.capacity:
-            self.fail(seq, op.op, "context", self._too_long(f"{max(longest, slots)} tokens of prompt and choices"))
-        else:
-            seq.task = task
-            self._called(seq, task)
-
-    def _called(self, seq: Sequence, task: Generating | Choosing) -> None:
+    def _call(self, seq: Sequence, op: m.Generate | m.Choose | m.Score) -> None:
+        now = self._clock()
+        try:
+            task = begin(op, seq.known, self._bounds, eos=self.scheduler.eos, tokenizer=self._tokenizer, now=now)
+        except Refused as refused:
+            self.fail(seq, op.op, refused.kind, refused.message)
+            return
+        seq.task = task
         seq.program.calls += 1
         seq.program.prompt += task.prompt
-        self.news.append(m.Began(seq.program.id, task.op.op, task.prompt))
+        if isinstance(task, Scoring):
+            self.scheduler.cache.retreat(seq, task.at)
+
+    def announce(self, begun: Iterable[Sequence]) -> None:
+        """Tell of the calls whose prompt is computed with the batch that was just planned."""
+        for seq in begun:
+            if seq.task is not None:
+                seq.task.announced = True
+                self.news.append(m.Began(seq.program.id, seq.task.op.op, seq.task.prompt, seq.task.cached))
 
     def _fork(self, seq: Sequence, op: m.Fork) -> None:
         for name in op.into:

@@ -116,6 +116,8 @@ class TorchRunner:
             drawn.top_ids.cpu().numpy(),
             drawn.top_logprobs.cpu().numpy(),
             drawn.targets.cpu().numpy(),
+            drawn.target_ids.cpu().numpy(),
+            drawn.target_logprobs.cpu().numpy(),
         )
 
     def _tokens(self, batch: Batch, padded: int) -> torch.Tensor:

@@ -13,13 +13,13 @@ from operator import attrgetter
 
 import numpy as np
 
-from ramet.runtime import admission, decode
+from ramet.runtime import admission, decode, scoring
 from ramet.runtime.batch import I32, Batch, Masks
 from ramet.runtime.cache import Cache
 from ramet.runtime.config import Limits
-from ramet.runtime.draft import Draft, Notes, Score
+from ramet.runtime.draft import Draft, Notes
 from ramet.runtime.parameters import Parameters
-from ramet.runtime.sequence import NO_SLOTS, Choosing, Generating, Sequence
+from ramet.runtime.sequence import NO_SLOTS, Choosing, Generating, Scoring, Sequence
 from ramet.runtime.waiting import Waiting
 
 FEW = 3  # so many decoding sequences are planned together rather than one by one
@@ -78,7 +78,7 @@ class Scheduler:
         """Its KV cannot be trusted; if it still wants work it begins anew."""
         self._forget(seq)
         self.cache.discard(seq)
-        if seq.task is not None:
+        if isinstance(seq.task, Choosing):
             seq.task.launched = False
         self.wake(seq)
 
@@ -183,6 +183,8 @@ class Scheduler:
         row = self._follow(seq, draft)
         goal = seq.goal()
         todo = min(goal - seq.computed, max(draft.left, 0), self.limits.chunk_tokens)
+        if isinstance(seq.task, Scoring):
+            todo = scoring.allowed(seq.task, seq.computed, todo, draft)
         if row is None and (todo <= 0 or self._awaits(seq, draft)):
             return False
         trie = seq.task.size if isinstance(seq.task, Choosing) and seq.computed + todo == goal else 0
@@ -195,15 +197,23 @@ class Scheduler:
             return False
         if row is None:
             row = self._compute(seq, slots[:todo], draft)
-        self._note(seq, draft)
-        if seq.computed == goal and seq.task is not None and not seq.is_sampling():
-            seq.task.computed = min(seq.fresh, seq.task.prompt)
-        if seq.computed == goal and isinstance(seq.task, Generating):
-            draft.draw(seq, seq.task, row)
-            seq.flying += 1
-        elif seq.computed == goal and isinstance(seq.task, Choosing):
-            self._score(seq, seq.task, row, slots[todo:], draft)
+        complete = seq.computed == goal
+        self._note(seq, draft, complete=complete)
+        self._ask(seq, row, slots, todo, draft, complete=complete)
         return True
+
+    def _ask(self, seq: Sequence, row: int, slots: I32, todo: int, draft: Draft, *, complete: bool) -> None:
+        """What the sequence's op wants of the logits of the `todo` tokens that end with the batch's `row`."""
+        task = seq.task
+        if isinstance(task, Scoring):
+            scoring.add_span(seq, task, row, todo, draft)
+        elif complete and isinstance(task, Generating):
+            draft.draw(seq, task, row)
+            seq.flying += 1
+        elif complete and isinstance(task, Choosing):
+            assert seq.row is not None, "scheduled sequences are seated"
+            prompt = self.cache.rows.table[seq.row, : seq.computed]
+            scoring.add_trial(seq, task, row, prompt, slots[todo:], draft)
 
     def _step_back(self, seq: Sequence) -> None:
         """It got nothing in this step: if it shared another's last token, it lets go of it, to ask for its logits
@@ -218,15 +228,19 @@ class Scheduler:
         """True when another member is about to compute its very next token, a step later: then it waits for that."""
         if seq.node is None or seq.flying or seq.computed != seq.depth:
             return False
+        if isinstance(seq.task, Scoring) and seq.computed >= seq.task.at:
+            return False  # it wants the logits itself
         return (seq.node, self._next(seq)) in draft.frontier
 
     def _follow(self, seq: Sequence, draft: Draft) -> int | None:
         """Move along what others have computed. The batch's row with its last token's logits, if another member
         computes that very token in this step: then nothing is left to do but to sample."""
+        if isinstance(seq.task, Scoring):
+            self.cache.settle(seq, seq.computed)  # its last chunk: what the tree had meanwhile, or before, is freed
         if seq.flying or seq.computed != seq.depth or seq.node is None:
             return None
-        self.cache.advance(seq, seq.known - 1)
-        if seq.task is None or seq.computed != seq.known - 1 or seq.task.launched:
+        self.cache.advance(seq, seq.reach())
+        if seq.task is None or isinstance(seq.task, Scoring) or seq.computed != seq.known - 1 or seq.task.launched:
             return None
         child = seq.node.children.get(int(seq.buffer[seq.computed]))
         if child is None:
@@ -270,30 +284,19 @@ class Scheduler:
             if matched == seq.computed - seq.depth:
                 draft.published(node, last, None)
 
-    def _note(self, seq: Sequence, draft: Draft) -> None:
+    def _note(self, seq: Sequence, draft: Draft, *, complete: bool) -> None:
+        """It takes part; `complete`: with this step all is computed that its op waits for."""
         draft.join(seq)
-        if seq.task is not None and seq.task.began < 0 and not seq.task.launched:
-            seq.task.began = self.clock()
-            seq.task.first_step = draft.step
-
-    # -- choices
-
-    def _score(self, seq: Sequence, task: Choosing, row: int, slots: I32, draft: Draft) -> None:
-        """Add the trie's segments and targets; `slots` for its inner nodes, then for those of the unconditional
-        scores."""
-        assert seq.row is not None, "scheduled sequences are seated"
-        inner = len(task.trie.inner)
-        task.slots, task.extra = slots[:inner], slots[inner:]
-        prompt = self.cache.rows.table[seq.row, : seq.computed]
-        before = draft.count
-        first = draft.trie(task.trie, task.slots, prompt, row)
-        if task.op.context:
-            bare = task.extra[: len(task.op.context)]
-            context = draft.segment(np.array(task.op.context, np.int32), 0, bare, bare) + len(bare) - 1
-            draft.trie(task.trie, task.extra[len(bare) :], bare, context)
-        seq.program.computed += draft.count - before
-        task.launched = True
-        draft.notes.scores.append(Score(seq, seq.turn, task, first))
+        task = seq.task
+        if task is None:
+            return
+        if task.began < 0 and not task.launched:
+            task.began = self.clock()
+            task.first_step = draft.step
+        if complete and not seq.is_sampling():
+            task.computed = min(seq.fresh, task.prompt)
+            if not task.announced:
+                draft.notes.begun.append(seq)
 
     # -- memory
 

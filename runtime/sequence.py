@@ -26,18 +26,25 @@ NO_SLOTS.setflags(write=False)
 
 
 class Call:
-    """Bookkeeping that a Generate and a Choose share: when and how its prompt was computed. Times are the clock's
+    """Bookkeeping that Generate, Choose and Score share: when and how its prompt was computed. Times are the clock's
     seconds."""
 
-    __slots__ = ("arrived", "began", "computed", "first_step", "launched", "prompt")
+    __slots__ = ("announced", "arrived", "began", "computed", "end", "first_step", "launched", "prompt")
 
     def __init__(self, prompt: int, now: float) -> None:
         self.prompt = prompt  # tokens before the op
+        self.end = prompt  # of those, the ones that have to be computed
         self.computed = 0  # of those, the ones that were computed for it
         self.arrived = now
         self.began = -1.0  # when it was first part of a batch
         self.first_step = -1
-        self.launched = False  # a Choose: its one forward is in the air
+        self.launched = False  # a Choose or Score: all that it wants is in the air
+        self.announced = False  # the client knows that its prompt is computed
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompt that were not computed for it."""
+        return max(self.end - self.computed, 0)
 
 
 class Generating(Call):
@@ -95,10 +102,32 @@ class Choosing(Call):
         return inner + (context + inner if context else 0)
 
 
+class Scoring(Call):
+    """A Score under way. Tokens from `at` on are still to be computed for it, also where the cache has them: it wants
+    their logits. `told` is the first position of which the client was told nothing.
+
+    The logits of the last token predict nothing that is known, so it is left to the next call; where there is nothing
+    to score at all, it alone is computed, so that a Score always ends with a batch.
+    """
+
+    __slots__ = ("at", "op", "told")
+
+    def __init__(self, op: m.Score, prompt: int, now: float) -> None:
+        super().__init__(prompt, now)
+        self.op = op
+        first = max(op.start - 1, 0)
+        self.end = prompt - 1 if first < prompt - 1 else prompt
+        self.at = min(first, self.end - 1)
+        self.told = op.start
+
+
+Task = Generating | Choosing | Scoring
+
+
 class Sequence:
     """One branch. Invariants: positions below `node.depth` are in the tree; [node.depth, computed) are its private
-    slots, and only a Generate under way has any; `computed <= known + flying`; without a row there are no private
-    slots."""
+    slots, and only a Generate or Score under way has any; `computed <= known + flying`; without a row there are no
+    private slots."""
 
     __slots__ = (
         "age",
@@ -135,7 +164,7 @@ class Sequence:
         self.node: Node | None = None
         self.row: int | None = None
         self.ops: deque[m.AnyOp] = deque()
-        self.task: Generating | Choosing | None = None
+        self.task: Task | None = None
         self.turn = 0  # draws of an earlier turn are dropped when they arrive
         self.closed = False
         self.failed: tuple[str, str] | None = None  # kind and message: what poisoned it
@@ -182,8 +211,14 @@ class Sequence:
         if isinstance(task, Generating):
             return self.length if task.made + self.flying < task.limit else self.computed
         if task is not None:
-            return self.computed if task.launched else self.known
+            return self.computed if task.launched else task.end
         return max(self.known - 1, self.computed)
+
+    def reach(self) -> int:
+        """How far it may follow what others have computed. The last token's logits it wants itself, or will; and so
+        does a Score with every token from its start on."""
+        last = max(self.known - 1, 0)
+        return min(last, self.task.at) if isinstance(self.task, Scoring) else last
 
     def wants_work(self) -> bool:
         """True when a step could compute something for it."""

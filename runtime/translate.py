@@ -6,6 +6,7 @@ string may take back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from ramet.runtime.text import Detokenizer, StopMatcher, Tokenizer
 class Pending:
     """An op whose end was not delivered yet; for a Gen, its text so far."""
 
-    op: ir.Gen | ir.Select | ir.Fork | ir.Join
+    op: ir.Gen | ir.Select | ir.Score | ir.Fork | ir.Join
     detokenizer: Detokenizer | None = None
     stops: StopMatcher | None = None
     tokens: list[int] = field(default_factory=list)
@@ -45,7 +46,7 @@ class Translator:
             if isinstance(op, ir.Gen):
                 stops = StopMatcher(op.sampling.stop) if op.sampling.stop else None
                 self._pending[op.id] = Pending(op, Detokenizer(self._tokenizer), stops)
-            elif isinstance(op, (ir.Select, ir.Fork, ir.Join)):
+            elif isinstance(op, (ir.Select, ir.Score, ir.Fork, ir.Join)):
                 self._pending[op.id] = Pending(op)
 
     def deliver_all(self, events: Sequence[ir.Event]) -> None:
@@ -83,8 +84,12 @@ class Translator:
         op = pending.op
         if isinstance(news, m.Sampled) and isinstance(op, ir.Gen):
             self._sampled(news, pending, op)
-        elif isinstance(news, m.Began) and isinstance(op, (ir.Gen, ir.Select)):
-            self._deliver(ir.Started(op.id, op.seq, op.var))
+        elif isinstance(news, m.Began) and isinstance(op, (ir.Gen, ir.Select, ir.Score)):
+            self._deliver(ir.Started(op.id, op.seq, op.var, news.prompt, news.cached))
+        elif isinstance(news, m.Scored):
+            pending.logprobs += self._logprobs(news)
+        elif isinstance(news, m.Done) and isinstance(op, ir.Score):
+            self._scored(news, pending, op)
         elif isinstance(news, m.Done) and isinstance(op, ir.Gen):
             self._done(news, pending, op)
         elif isinstance(news, m.Chosen) and isinstance(op, ir.Select):
@@ -100,14 +105,19 @@ class Translator:
     def _sampled(self, news: m.Sampled, pending: Pending, op: ir.Gen) -> None:
         assert pending.detokenizer is not None, "a Gen has one"
         pending.tokens += news.tokens
-        for i, logprob in enumerate(news.logprobs):
-            tops = tuple((t, self._text(t), p) for t, p in news.tops[i]) if news.tops else ()
-            pending.waiting.append(ir.Logprob(news.tokens[i], self._text(news.tokens[i]), logprob, tops))
+        pending.waiting += self._logprobs(news)
         text = pending.detokenizer.push(list(news.tokens))
         if pending.stops is not None:
             text = pending.stops.push(text)[0]
         if text:
             self._emit(text, pending, op)
+
+    def _logprobs(self, news: m.Sampled | m.Scored) -> list[ir.Logprob]:
+        found = []
+        for i, logprob in enumerate(news.logprobs):
+            tops = tuple((t, self._text(t), p) for t, p in news.tops[i]) if news.tops else ()
+            found.append(ir.Logprob(news.tokens[i], self._text(news.tokens[i]), logprob, tops))
+        return found
 
     def _emit(self, text: str, pending: Pending, op: ir.Gen) -> None:
         pending.sent += text
@@ -139,6 +149,21 @@ class Translator:
             seconds=news.seconds,
         )
         self._deliver(ir.Finished(op.id, op.seq, value, meta, op.var))
+
+    def _scored(self, news: m.Done, pending: Pending, op: ir.Score) -> None:
+        del self._pending[op.id]
+        known = [p.logprob for p in pending.logprobs if not math.isnan(p.logprob)]
+        meta = ir.Meta(
+            prompt_tokens=news.prompt,
+            cached_tokens=news.cached,
+            logprobs=tuple(pending.logprobs),
+            mean_logprob=sum(known) / len(known) if known else None,
+            first_step=news.first_step,
+            last_step=news.last_step,
+            queued_seconds=news.queued,
+            seconds=news.seconds,
+        )
+        self._deliver(ir.Finished(op.id, op.seq, "", meta, op.var))
 
     def _chosen(self, news: m.Chosen, op: ir.Select) -> None:
         del self._pending[op.id]

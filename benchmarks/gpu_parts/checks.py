@@ -1,8 +1,8 @@
 """Every kernel against float64. In: the shapes of real models, fresh random inputs, poisoned memory. Out: rows with the
 relative error ||out - ref|| / ||ref||, or with what must be exact.
 
-Outputs are allocated where nan stood; slots outside a batch, and partial results, hold nan: what is not written, or read
-without leave, shows.
+Outputs are allocated where nan stood; slots outside a batch, and partial results, hold nan: what is not written, or
+read without leave, shows.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ Check = Callable[[Session, Spec, str], Iterator[Row]]
 
 def run(session: Session) -> None:
     """All kernels in the shapes of all models; attention with head norms, windows and groups among them."""
+    session.kept.drop()
     for name in session.models or (QWEN, LLAMA8, LLAMA1, SMOL):
         spec = spec_of(name, session.scale)
         for check in (_dense, _rope, _attention, _linear, _sampling, _logprobs):
@@ -146,7 +147,9 @@ def _attended(place: Place, spec: Spec, spans: list[Span], window: int | None, d
     made, capacity = batch(spans, seed=len(spans))
     cache, q = cached(made, layout, capacity, place), place.random(len(made), spec.heads, spec.head_dim)
     angles = Angles(torch.zeros(1, 1, device=place.device), torch.zeros(1, 1, device=place.device))  # not read
-    plan = planned(made, layout, angles, capacity, place, deterministic=deterministic)
+    plan = planned(made, layout, angles, capacity, place, deterministic=deterministic, pays=0)
+    if any(span.shared for span in spans) and not plan.work[window].has_wide:
+        raise RuntimeError("the branches are not grouped: this check is none")
     place.poison(q.numel())
     found = attention.attention(q, layout, plan, cache, window, place.dtype)
     return error(found, attend(q, made, layout, cache, window))

@@ -6,7 +6,6 @@ before. Decoding over them costs what it costs over computed ones, and a context
 
 from __future__ import annotations
 
-import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -23,7 +22,8 @@ from ramet.runtime.engine import EngineCore
 PARTS = ("plan", "masks", "collect", "forward", "sample", "read")
 ENGINE = PARTS[:3]  # the scheduler's
 MARGIN = 64  # tokens that a timed sequence may still make
-_MOST = 5000  # steps until a workload must have settled
+_MOST = 5000  # steps until a workload must have settled,
+_LONG = 50_000  # and until it must be over
 
 
 class Loop:
@@ -39,7 +39,7 @@ class Loop:
         self.tokens: dict[tuple[str, str], list[object]] = defaultdict(list)
         self.times: dict[str, list[float]] = defaultdict(list)
         self._keep, self._opened = keep, 0
-        self._rng = random.Random(1)
+        self._rng = np.random.default_rng(1)
         self._vocab = model.spec.vocab
 
     # -- the engine's port
@@ -65,7 +65,7 @@ class Loop:
 
     def prompt(self, count: int) -> tuple[int, ...]:
         """Random tokens."""
-        return tuple(self._rng.randrange(self._vocab) for _ in range(count))
+        return tuple(self._rng.integers(0, self._vocab, count).tolist())
 
     def program(self, *ops: m.AnyOp) -> str:
         """Open one with these ops."""
@@ -110,10 +110,12 @@ class Loop:
 
     def finish(self) -> None:
         """Step until all programs are over, and their last flight is collected."""
-        opened = sum(isinstance(order, m.OrderOpen) for order in self.orders) + len(self.core.programs.live)
-        goal = len(self.over) + opened
-        while len(self.over) < goal:
+        for _ in range(_LONG):
             self.core.step()
+            if not self.orders and not self.core.programs.live:
+                break
+        else:
+            raise RuntimeError(f"not over after {_LONG} steps: {self.core.stats()}")
         self.core.step()
 
     def steps(self, count: int) -> None:

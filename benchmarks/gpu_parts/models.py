@@ -54,7 +54,7 @@ FULL = Scale()
 # what a child does before the run, so that the compiler has been everywhere
 REHEARSAL = Scale(
     layers=1, batches=(1, 32), contexts=(1024,), forks=(8,), shared=(1024,), steps=2, repeats=1,
-    mix=(24, 100, 200), busy=(64,), kv_tokens=60_000,
+    mix=(24, 100, 200), busy=(64,), kv_tokens=90_000,
 )  # fmt: skip
 TOY = Scale(
     toy=True, batches=(2,), contexts=(20,), forks=(2,), shared=(520,), steps=1, repeats=1, prompts=(2, 8),
@@ -137,6 +137,7 @@ class Models:
         config = Config(model=f"random:{name}", **options)
         ops = TritonOps(deterministic=config.deterministic)
         runner = assemble(config, spec, load or drawn, device, ops, TritonSteps)
+        place.sync()
         with torch.inference_mode():
             runner._cache.normal_()
         place.sync()

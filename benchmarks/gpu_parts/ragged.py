@@ -11,6 +11,7 @@ import torch
 from gpu_parts.place import Place
 from ramet.kernels.ops import Angles, Layout
 from ramet.kernels.triton.plan import TritonPlan, buffers, pack, view, word_count
+from ramet.kernels.triton.work import PAYS
 from ramet.runtime.batch import I32, Batch, Draws, Targets
 
 EMPTY: I32 = np.zeros(0, np.int32)
@@ -84,9 +85,11 @@ def planned(
     *,
     grouping: bool = True,
     deterministic: bool = False,
+    pays: int = PAYS,
 ) -> TritonPlan:
-    """The batch's plan on the device; what lies behind its lists, and its partial buffers, are poisoned."""
-    packed = pack(made, layout, capacity, deterministic=deterministic, grouping=grouping)
+    """The batch's plan on the device; what lies behind its lists, and its partial buffers, are poisoned. `pays`: see
+    `work.paying`."""
+    packed = pack(made, layout, capacity, deterministic=deterministic, grouping=grouping, pays=pays)
     assert packed is not None, "a batch fits its own room"
     words = torch.full((word_count(packed.room, layout),), 1 << 30, dtype=torch.int32)
     words[: len(packed.words)] = torch.from_numpy(packed.words)

@@ -31,8 +31,8 @@ class Target:
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
     def __str__(self) -> str:
-        parts = [f">= {self.least:g}"] * (self.least is not None) + [f"<= {self.most:g}"] * (self.most is not None)
-        return " and ".join(parts)
+        bounds = ((">=", self.least), ("<=", self.most))
+        return " and ".join(f"{sign} {value:g}" for sign, value in bounds if value is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from typing import Any, Self
 from ramet.frontend.backends.base import Deliver
 from ramet.frontend.backends.script import Pending, Script
 from ramet.frontend.backends.simulation import Simulation
-from ramet.frontend.errors import TransportError
-from ramet.frontend.ir import AnyOp, Ended, Header, Usage
+from ramet.frontend.errors import ConstraintError, TransportError
+from ramet.frontend.ir import AnyOp, Ended, Header, Score, Tokens, Usage
 
 Answer = str | Sequence[Any] | Callable[[str, str], Any] | Pending
 Answers = Answer | Mapping[str, Answer]
@@ -142,6 +142,9 @@ class _MockSession:
     def send(self, ops: Sequence[AnyOp]) -> None:
         """See `Session.send`."""
         batch = tuple(ops)
+        for op in batch:
+            if isinstance(op, Tokens | Score):
+                raise ConstraintError(f"{type(op).__name__}: the mock has text and no tokens; use ramet.Engine")
         self._commands.put(lambda: self._simulation.receive(batch))
 
     def end(self) -> None:

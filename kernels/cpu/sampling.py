@@ -34,18 +34,12 @@ def sample(logits: torch.Tensor, draws: Draws, at: I32, targets: Targets, target
         tokens[r] = _draw(edits.apply(r, rows[at[r]]), r, draws, float(noise[r]))
     scores = _Scores(rows)
     own = np.full(len(draws), np.nan, np.float32)
-    width = max(0, int(draws.logprobs.max())) if len(draws) else 0
-    top_ids = np.full((len(draws), width), -1, np.int32)
-    tops = np.full((len(draws), width), np.nan, np.float32)
     for r in np.flatnonzero((draws.logprobs >= 0) & (tokens >= 0)).tolist():
         own[r] = scores.logprob(int(at[r]), int(tokens[r]))
-        k = min(int(draws.logprobs[r]), rows.shape[1])
-        if k > 0:
-            best = top(rows[at[r]], k)
-            top_ids[r, :k] = best
-            tops[r, :k] = scores.logprobs(int(at[r]), best)
+    ids, tops = scores.alternatives(np.where(tokens >= 0, draws.logprobs, 0).astype(np.int32), at)
     scored = [scores.logprob(int(row), int(token)) for row, token in zip(target_at, targets.tokens, strict=True)]
-    arrays = (tokens, own, top_ids, tops, np.array(scored, np.float32))
+    asked = targets.top if len(targets.top) else np.zeros(len(scored), np.int32)
+    arrays = (tokens, own, ids, tops, np.array(scored, np.float32), *scores.alternatives(asked, target_at))
     return Drawn(*(torch.from_numpy(a) for a in arrays))
 
 
@@ -107,6 +101,18 @@ class _Scores:
     def logprob(self, row: int, token: int) -> np.float32:
         """One of them."""
         return np.float32(self.logprobs(row, np.array([token]))[0])
+
+    def alternatives(self, wanted: I32, at: I32) -> tuple[I32, F32]:
+        """The `wanted[n]` most likely tokens of row `at[n]` and their logprobs, each `[N, K]`, K the largest wanted;
+        -1 and nan beyond a row's own."""
+        width = max(0, int(wanted.max())) if len(wanted) else 0
+        ids = np.full((len(wanted), width), -1, np.int32)
+        values = np.full((len(wanted), width), np.nan, np.float32)
+        for n in np.flatnonzero(wanted > 0).tolist():
+            row = int(at[n])
+            best = top(self._rows[row], min(int(wanted[n]), self._rows.shape[1]))
+            ids[n, : len(best)], values[n, : len(best)] = best, self.logprobs(row, best)
+        return ids, values
 
 
 def _draw(x: F32, r: int, draws: Draws, u: float) -> int:

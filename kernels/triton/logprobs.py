@@ -85,7 +85,7 @@ def score_tokens(
     LIST: tl.constexpr,
 ) -> None:
     """Program n, one of `asks` `[6, N] int32`: q, row, draw (-1: the token is given), token, k, and where in `scores`
-    the result goes. For a draw that made a token also its k best, to row `draw` of `top_ids` and `tops`."""
+    the result goes; the k best go to that row of `top_ids` and `tops`. Nothing is written for a draw that failed."""
     n = tl.program_id(0)
     q = tl.load(asks + n)
     row = tl.load(asks + asked + n).to(tl.int64)
@@ -103,7 +103,8 @@ def score_tokens(
     norm = tl.log(tl.sum(total * tl.exp(peak - tl.where(finite, top, 0.0)), 0))
     norm = tl.where(finite, norm, float("nan"))
     x = tl.load(logits + row * stride + token)
-    tl.store(scores + tl.load(asks + 5 * asked + n), x - top - norm)
+    out = tl.load(asks + 5 * asked + n)
+    tl.store(scores + out, x - top - norm)
     k = tl.load(asks + 4 * asked + n)
     if k > 0:
         place = tl.arange(0, LIST)
@@ -114,40 +115,49 @@ def score_tokens(
         last = tl.full((), -1, tl.int32)
         for i in range(tl.minimum(k, vocab)):
             value, last = _next(likely, at, value, last)
-            tl.store(top_ids + draw * WIDTH + i, last)
-            tl.store(tops + draw * WIDTH + i, value - top - norm)
+            tl.store(top_ids + out * WIDTH + i, last)
+            tl.store(tops + out * WIDTH + i, value - top - norm)
 
 
-def score(logits: torch.Tensor, wanted: I32, at: I32, tokens: torch.Tensor, targets: I32, target_at: I32) -> Drawn:
+def score(
+    logits: torch.Tensor,
+    wanted: I32,
+    at: I32,
+    tokens: torch.Tensor,
+    targets: I32,
+    target_at: I32,
+    top: I32 | None = None,
+) -> Drawn:
     """What `Ops.sample` returns, for tokens that were drawn. `wanted` `[R]`: -1 nothing, 0 the token's own, k also the
     k best (at most 20); `at` `[R]`, `target_at` `[P]`: rows of `logits`; `tokens` `[>= R] int64` on the device;
-    `targets` `[P]`: tokens to score. Nothing is launched for draws that want nothing. Waits for nothing."""
+    `targets` `[P]`: tokens to score, `top` `[P]` their k (none or empty: 0). Nothing is launched for draws that want
+    nothing. Waits for nothing."""
     count, device = len(wanted), logits.device
-    width = max(0, int(wanted.max())) if count else 0
-    asking = np.flatnonzero(wanted >= 0)
-    # one buffer: the draws' own scores, then the targets'
-    scores = torch.full((count + len(targets),), torch.nan, dtype=torch.float32, device=device)
-    ids = torch.full((count, width), -1, dtype=torch.int32, device=device)
-    tops = torch.full((count, width), torch.nan, dtype=torch.float32, device=device)
-    if len(asking) + len(targets):
-        _launch(logits, wanted, at, asking.astype(np.int32), tokens, targets, target_at, scores, ids, tops)
-    return Drawn(tokens[:count], scores[:count], ids, tops, scores[count:])
+    total = count + len(targets)
+    top = np.zeros(len(targets), np.int32) if top is None or not len(top) else top
+    own, given = int(wanted.max(initial=0)), int(top.max(initial=0))
+    width = max(own, given)
+    # one buffer each: the draws', then the targets'
+    scores = torch.full((total,), torch.nan, dtype=torch.float32, device=device)
+    ids = torch.full((total, width), -1, dtype=torch.int32, device=device)
+    tops = torch.full((total, width), torch.nan, dtype=torch.float32, device=device)
+    asks = _asks(wanted, at, targets, top, target_at)
+    if asks.shape[1]:
+        _launch(logits, asks, tokens, scores, ids, tops)
+    mine = ids[:count, :own].contiguous(), tops[:count, :own].contiguous()
+    theirs = ids[count:, :given].contiguous(), tops[count:, :given].contiguous()
+    return Drawn(tokens[:count], scores[:count], *mine, scores[count:], *theirs)
 
 
 def _launch(
     logits: torch.Tensor,
-    wanted: I32,
-    at: I32,
-    asking: I32,
+    asks: I32,
     tokens: torch.Tensor,
-    targets: I32,
-    target_at: I32,
     scores: torch.Tensor,
     ids: torch.Tensor,
     tops: torch.Tensor,
 ) -> None:
     vocab, device = logits.shape[1], logits.device
-    asks = _asks(wanted, at, asking, targets, target_at)
     used, asks[0] = np.unique(asks[1], return_inverse=True)
     rows = np.zeros((2, len(used)), np.int32)
     rows[0] = used
@@ -174,14 +184,15 @@ def _launch(
     )
 
 
-def _asks(wanted: I32, at: I32, asking: I32, targets: I32, target_at: I32) -> I32:
+def _asks(wanted: I32, at: I32, targets: I32, top: I32, target_at: I32) -> I32:
     """`[6, N]`: see `score_tokens`; the first row is still empty."""
+    asking = np.flatnonzero(wanted >= 0)
     own, given = len(asking), len(targets)
     asks = np.zeros((6, own + given), np.int32)
     asks[1] = np.concatenate((at[asking], target_at))
     asks[2] = np.concatenate((asking, np.full(given, -1, np.int32)))
     asks[3, own:] = targets
-    asks[4, :own] = wanted[asking]
+    asks[4] = np.concatenate((wanted[asking], top))
     asks[5] = np.concatenate((asking, len(wanted) + np.arange(given)))
     return asks
 

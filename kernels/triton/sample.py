@@ -349,7 +349,7 @@ def sample(logits: torch.Tensor, draws: Draws, at: I32, targets: Targets, target
     words = upload(packed.words, logits.device)
     scratch = draw_scratch(packed.room, logits.shape[1], logits.device)
     tokens = draw(logits, view_draws(words, packed.room), scratch)
-    return logprobs.score(logits, draws.logprobs, at, tokens, targets.tokens, target_at)
+    return logprobs.score(logits, draws.logprobs, at, tokens, targets.tokens, target_at, targets.top)
 
 
 def variants() -> tuple[Variant, ...]:

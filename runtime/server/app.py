@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
+from importlib import metadata
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from ramet.runtime.server import docs
 from ramet.runtime.server.call import Caller
 from ramet.runtime.server.failures import Failure, bad, of
 from ramet.runtime.server.guard import Guard
+from ramet.runtime.server.logs import Access
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
@@ -27,13 +32,18 @@ Router = Callable[[Service, Settings, Metrics], APIRouter]
 
 
 def create_app(service: Service, settings: Settings, metrics: Metrics, routers: Sequence[Router]) -> ASGIApp:
-    """All routes of `routers` behind the guard; `/docs` describes them."""
+    """All routes of `routers` behind the guard; `/docs` and `/openapi.json` describe them."""
     app = FastAPI(
         title="ramet",
         description="Many branches, one root: LLM programs and completions on one engine.",
+        version=metadata.version("ramet"),
         root_path=settings.root_path,
+        docs_url=None,  # its pages come from elsewhere
         redoc_url=None,
+        generate_unique_id_function=_operation,
     )
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]
+    app.add_route("/docs", docs.page, include_in_schema=False)
     for router in routers:
         app.include_router(router(service, settings, metrics))
     app.add_exception_handler(Failure, _failure)
@@ -43,7 +53,53 @@ def create_app(service: Service, settings: Settings, metrics: Metrics, routers: 
     whole: ASGIApp = Guard(app, settings)
     if settings.cors_origin:
         whole = CORSMiddleware(whole, allow_origins=settings.cors_origin, allow_methods=["*"], allow_headers=["*"])
-    return whole
+    return Access(whole)
+
+
+def _operation(route: APIRoute) -> str:
+    """A name per method and path, since one function may answer several."""
+    words = (*sorted(route.methods or ()), *route.path_format.replace("{", "").replace("}", "").split("/"))
+    return "_".join(word for word in words if word).lower()
+
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document: FastAPI's own, with the one shape that errors have here, and how keys are shown."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        parts = schema.setdefault("components", {})
+        for name in ("HTTPValidationError", "ValidationError"):
+            parts.setdefault("schemas", {}).pop(name, None)
+        parts["schemas"]["Error"] = _ERROR
+        parts["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+        schema["security"] = [{"bearer": []}, {"key": []}, {}]
+        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+                operation["responses"]["default"] = {"description": "What went wrong", "content": content}
+        app.openapi_schema = schema
+    return app.openapi_schema
 
 
 def _caller(request: Request) -> Caller | None:
@@ -57,6 +113,7 @@ async def _failure(request: Request, error: Exception) -> Response:
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
+    """Starlette raises the error again behind this answer, and so it reaches the log."""
     return refusal(of(error), _caller(request))
 
 

@@ -57,7 +57,8 @@ class Call:
     """`prompts` times `n` completions. `generate` False computes (and caches, and scores) the prompts only.
 
     A prompt's completions share everything computed for it: they are the branches of one fork. `sampling.seed` None
-    draws a fresh seed. `salt` is added to the caller's cache namespace. `timeout` in seconds.
+    draws a fresh seed, and equal prompts differ: `apart` is set with it, so that each prompt has noise of its own.
+    `salt` is added to the caller's cache namespace. `timeout` in seconds.
     """
 
     prompts: tuple[Prompt, ...]
@@ -68,6 +69,7 @@ class Call:
     salt: str = ""
     priority: int = 0
     timeout: float | None = None
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

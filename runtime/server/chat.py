@@ -18,15 +18,16 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict, Field
 
 from ramet.frontend import ir
-from ramet.runtime.server import shapes
+from ramet.runtime.server import forms
 from ramet.runtime.server.call import Answer, Begun, Call, Caller, Chat, Completion, Piece
-from ramet.runtime.server.conversation import ChatMessage, chat_of, given
+from ramet.runtime.server.conversation import ChatMessage, chat_of
 from ramet.runtime.server.failures import bad
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.raw import ending, opened
-from ramet.runtime.server.sampling import count_of, sampling_of
+from ramet.runtime.server.sampling import count_of, given, sampling_of
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
+from ramet.runtime.server.shapes import usage
 from ramet.runtime.server.status import check_model
 from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply, sse
 from ramet.runtime.text import Tokenizer
@@ -44,7 +45,7 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = Field(default=None, description="accepted; chunks are never padded")
 
 
-class ChatRequest(Body):
+class ChatCompletionRequest(Body):
     """A chat completion."""
 
     model_config = ConfigDict(
@@ -121,7 +122,7 @@ class Shown:
         """A choice's `logprobs`."""
         if not self.logprobs:
             return None
-        content = shapes.token_logprobs(self.tokenizer, logs, as_ids=self.as_ids)
+        content = forms.token_logprobs(self.tokenizer, logs, as_ids=self.as_ids)
         return {"content": content, "refusal": None}
 
     def end(self, meta: ir.Meta) -> dict[str, Any]:
@@ -145,10 +146,12 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     fingerprint = f"ramet-{metadata.version('ramet')}"
 
     @routes.post("/v1/chat/completions")
-    async def chat_completions(body: ChatRequest, request: Request, caller: Caller = Who) -> Response:
+    async def chat_completions(body: ChatCompletionRequest, request: Request, caller: Caller = Who) -> Response:
         """Complete a conversation."""
-        notes = noted(body, settings, ignored=shapes.KNOWN)
-        caller = shapes.labelled(caller, given(body), service)
+        notes = noted(body, settings, ignored=forms.silent(body))
+        if body.stream_options is not None:
+            notes += noted(body.stream_options, settings)
+        caller = forms.labelled(caller, given(body), service)
         call, more = call_of(body, service, settings)
         shown = await shown_of(body, call, service, caller, fingerprint)
         if body.stream:
@@ -159,11 +162,11 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     return routes
 
 
-def call_of(body: ChatRequest, service: Service, settings: Settings) -> tuple[Call, tuple[str, ...]]:
+def call_of(body: ChatCompletionRequest, service: Service, settings: Settings) -> tuple[Call, tuple[str, ...]]:
     """The call that a body asks for, and sentences about what was left out of it. Raises `Failure` 400, 404."""
     check_model(service, service.names[0] if body.model is None else body.model)
     fields = given(body)
-    shapes.refuse_others(fields)
+    forms.refuse_others(fields)
     if body.stream_options is not None and not body.stream:
         raise bad("`stream_options` needs `stream`: true", "stream_options")
     chat, notes = chat_of(
@@ -180,14 +183,16 @@ def call_of(body: ChatRequest, service: Service, settings: Settings) -> tuple[Ca
         prompts=(chat,),
         sampling=sampling,
         n=count_of(body.n, "n"),
-        salt=shapes.salt_of(body.cache_salt),
+        salt=forms.salt_of(body.cache_salt),
         priority=body.priority or 0,
-        timeout=shapes.seconds_of(body.timeout),
+        timeout=forms.seconds_of(body.timeout),
     )
     return call, notes
 
 
-async def shown_of(body: ChatRequest, call: Call, service: Service, caller: Caller, fingerprint: str) -> Shown:
+async def shown_of(
+    body: ChatCompletionRequest, call: Call, service: Service, caller: Caller, fingerprint: str
+) -> Shown:
     """What the answer shows."""
     options = body.stream_options or StreamOptions()
     chat = call.prompts[0]
@@ -217,7 +222,7 @@ def whole(answer: Answer, shown: Shown) -> dict[str, Any]:
     payload = {
         **shown.head("chat.completion"),
         "choices": [_choice(k, each, shown) for k, each in enumerate(answered.completions)],
-        "usage": shapes.chat_usage(answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens),
+        "usage": usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens),
     }
     return payload if shown.prompt_ids is None else {**payload, "prompt_token_ids": list(shown.prompt_ids)}
 
@@ -258,7 +263,7 @@ class _Spent:
 
     def usage(self) -> dict[str, Any]:
         """In OpenAI's shape."""
-        return shapes.chat_usage(self.prompt, self.cached, sum(self.generated))
+        return usage(self.prompt, sum(self.generated), self.cached)
 
 
 async def chunks(service: Service, call: Call, caller: Caller, shown: Shown) -> AsyncGenerator[dict[str, Any], None]:
@@ -301,4 +306,3 @@ def _deltas(piece: Piece, shown: Shown) -> list[dict[str, Any]]:
 
 def _delta(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-

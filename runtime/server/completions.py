@@ -6,8 +6,9 @@ prompts, streams of them. With `echo` and `logprobs` the prompt's own tokens are
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from pydantic import ConfigDict, Field
 
 from ramet.frontend import ir
 from ramet.runtime.server import raw
-from ramet.runtime.server.call import Answer, Answered, Begun, Call, Caller, Completion, Piece, Scoring
+from ramet.runtime.server.call import Answer, Answered, Begun, Call, Caller, Completion, Scoring
 from ramet.runtime.server.failures import bad, unsupported
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.sampling import count_of, given, length_of, refuse_constraints, sampling_of
@@ -28,6 +29,7 @@ from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, no
 
 Who = Depends(caller_of)
 DEFAULT_LENGTH = 16
+Known = tuple[tuple[int, ...], str]  # of a prompt: its ids, where they are shown; its text, where it is echoed
 _NO_EFFECT = ("user", "metadata", "store", "service_tier", "request_id", "spaces_between_special_tokens")
 
 
@@ -97,7 +99,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
             check_model(service, body.model)
         look = look_of(body)
         call = await call_of(body, service, look)
-        ids = await _ids(call, service, look)
+        known = await _known(body, call, service, look)
         head = {
             "id": f"cmpl-{caller.label}",
             "object": "text_completion",
@@ -106,9 +108,10 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
             "system_fingerprint": None,
         }
         if body.stream:
-            return await sse(streamed(service, call, caller, look, ids, head), request, caller, notes=notes)
+            return await sse(streamed(service, call, caller, look, known, head), request, caller, notes=notes)
         answer = await attended(request, service.complete(call, caller))
-        return reply({**head, **whole(service, answer, look, ids)}, caller, notes)
+        told = await asyncio.to_thread(whole, service, answer, look, known)  # scored prompts are much to write
+        return reply({**head, **told}, caller, notes)
 
     return routes
 
@@ -164,6 +167,9 @@ async def call_of(body: Completions, service: Service, look: Look) -> Call:
     told = look.best > look.n or (look.stream and (look.ids or look.counting))
     if told:  # of every token the engine has to tell: the logprobs rank, or the ids are counted
         sampling = msgspec.structs.replace(sampling, logprobs=max(0, sampling.logprobs))
+    prompts = await _prompts(body, service)
+    if body.max_tokens is None and body.max_completion_tokens is None:
+        sampling = msgspec.structs.replace(sampling, max_tokens=await raw.room(service, prompts, DEFAULT_LENGTH))
     look.ends = () if sampling.ignore_eos else service.tokenizer.eos
     if look.echo and look.logprobs is not None and sampling.max_tokens == 1 and length != 0:
         # A first token that ends the text has a place in `logprobs` too (lm-eval drops the last place, whatever it
@@ -171,7 +177,7 @@ async def call_of(body: Completions, service: Service, look: Look) -> Call:
         sampling = msgspec.structs.replace(sampling, ignore_eos=True)
     scored = [top for top in (look.logprobs if look.echo else None, look.prompt_logprobs) if top is not None]
     return Call(
-        await _prompts(body, service),
+        prompts,
         sampling,
         n=look.best,
         generate=length != 0,
@@ -193,27 +199,28 @@ async def _prompts(body: Completions, service: Service) -> tuple[Any, ...]:
     return await raw.encoded(service, texts, special=body.parse_special, bos=body.add_special_tokens)
 
 
-async def _ids(call: Call, service: Service, look: Look) -> list[tuple[tuple[int, ...], str]]:
-    """The ids (where they are shown) and the text (where it is echoed) of each prompt."""
-    found: list[tuple[tuple[int, ...], str]] = []
-    for prompt in call.prompts:
+async def _known(body: Completions, call: Call, service: Service, look: Look) -> list[Known]:
+    """What is shown of each prompt."""
+    texts = [] if body.prompt is None else raw.split(body.prompt, "prompt")[0]
+    found: list[Known] = []
+    for n, prompt in enumerate(call.prompts):
         ids = prompt if isinstance(prompt, tuple) else ()
         if isinstance(prompt, str) and look.ids:
             ids = await raw.ids_of(service, prompt, special=False, bos=True)
-        text = prompt if isinstance(prompt, str) else await service.decode(ids) if look.echo else ""
-        found.append((ids, text))
+        text = texts[n] if texts else ids
+        found.append((ids, text if isinstance(text, str) else await service.decode(ids) if look.echo else ""))
     return found
 
 
 # -- out
 
 
-def whole(service: Service, answer: Answer, look: Look, ids: list[tuple[tuple[int, ...], str]]) -> dict[str, Any]:
+def whole(service: Service, answer: Answer, look: Look, known: list[Known]) -> dict[str, Any]:
     """Choices and usage of a whole answer."""
     choices: list[dict[str, Any]] = []
     for prompt, answered in enumerate(answer.prompts):
         for rank, done in enumerate(_best(answered, look)):
-            choice = Choice(service, look, prompt * look.n + rank, answered.begun, *ids[prompt])
+            choice = Choice(service, look, prompt * look.n + rank, answered.begun, *known[prompt])
             written = choice.whole(done)
             if look.prompt_logprobs is not None:
                 written["prompt_logprobs"] = prompt_table(service, answered.begun, look.prompt_logprobs)
@@ -221,8 +228,6 @@ def whole(service: Service, answer: Answer, look: Look, ids: list[tuple[tuple[in
     return {
         "choices": choices,
         "usage": usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens),
-        "prompt_logprobs": None,
-        "kv_transfer_params": None,
     }
 
 
@@ -240,12 +245,16 @@ def _best(answered: Answered, look: Look) -> list[Completion]:
     return sorted(answered.completions, key=mean, reverse=True)[: look.n]
 
 
+def _opened(choices: Sequence[Choice], closed: bool) -> list[dict[str, Any]]:
+    return [choice.opened(closed=closed) for choice in choices]
+
+
 async def streamed(
     service: Service,
     call: Call,
     caller: Caller,
     look: Look,
-    ids: list[tuple[tuple[int, ...], str]],
+    known: list[Known],
     head: dict[str, Any],
 ) -> AsyncGenerator[Any, None]:
     """Chunks of all choices as they come; the last one, when it is asked for, has no choices and the usage."""
@@ -264,10 +273,10 @@ async def streamed(
             if isinstance(out, Begun):
                 totals[0] += out.prompt_tokens
                 totals[2] += out.cached_tokens
-                mine = [Choice(service, look, out.prompt * look.n + k, out, *ids[out.prompt]) for k in range(look.n)]
+                mine = [Choice(service, look, out.prompt * look.n + k, out, *known[out.prompt]) for k in range(look.n)]
                 choices |= {(out.prompt, k): choice for k, choice in enumerate(mine)}
-                first = [choice.opened(closed=not call.generate) for choice in mine]
                 if look.echo or not call.generate:
+                    first = await asyncio.to_thread(_opened, mine, not call.generate)
                     yield chunk(first, look.counting)
                 continue
             choice = choices[out.prompt, out.choice]

@@ -62,10 +62,13 @@ def prompt_ops(prompt: Prompt) -> list[ir.AnyOp]:
     return ops
 
 
-def layout(prompt: Prompt, call: Call) -> Layout:
-    """The whole program of one prompt: the prompt, its Score, then a Gen or, for several choices, a Fork and a Gen on
-    each child."""
+def layout(prompt: Prompt, call: Call, place: int = 0) -> Layout:
+    """The whole program of a call's prompt number `place`: the prompt, its Score, then a Gen or, for several choices, a
+    Fork and a Gen on each child."""
     ops = prompt_ops(prompt)
+    sampling = call.sampling
+    if call.apart and sampling.seed is not None:
+        sampling = msgspec.structs.replace(sampling, seed=sampling.seed + place)
     score = ""
     if call.scoring is not None or not call.generate:
         score = f"{ir.ROOT}.{len(ops)}"
@@ -75,13 +78,13 @@ def layout(prompt: Prompt, call: Call) -> Layout:
         return Layout(tuple(ops), score, (), ir.ROOT)
     at = f"{ir.ROOT}.{len(ops)}"
     if call.n == 1:
-        ops.append(ir.Gen(id=at, seq=ir.ROOT, var="choice", sampling=call.sampling))
+        ops.append(ir.Gen(id=at, seq=ir.ROOT, var="choice", sampling=sampling))
         return Layout(tuple(ops), score, (at,), ir.ROOT)
     branches = tuple(f"{at}.b{i}" for i in range(call.n))
     ops.append(ir.Fork(id=at, seq=ir.ROOT, into=branches))
     gens = tuple(f"{branch}.0" for branch in branches)
     for gen, branch in zip(gens, branches, strict=True):
-        ops.append(ir.Gen(id=gen, seq=branch, var="choice", sampling=call.sampling))
+        ops.append(ir.Gen(id=gen, seq=branch, var="choice", sampling=sampling))
     return Layout(tuple(ops), score, gens, branches[0])
 
 
@@ -116,7 +119,7 @@ def seeded(call: Call) -> Call:
     """The call with a seed of its own when it brought none, so that running it again is the same call."""
     if call.sampling.seed is not None:
         return call
-    return replace(call, sampling=msgspec.structs.replace(call.sampling, seed=secrets.randbits(63)))
+    return replace(call, sampling=msgspec.structs.replace(call.sampling, seed=secrets.randbits(63)), apart=True)
 
 
 def namespace(caller: Caller, salt: str) -> str:

@@ -7,7 +7,6 @@ a `Failure` 400 with the message's place for what cannot be said to this model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pydantic import ConfigDict, Field
 
@@ -79,7 +78,9 @@ def message_of(message: ChatMessage, place: str, notes: list[str], *, strict: bo
         if name in _SILENT or name in _OPEN or value in (None, [], {}, ""):
             continue
         if name in _TOOLS:
-            raise unsupported(f"{place}.{name}", f"`{place}.{name}` is not supported: the model's template has text alone")
+            raise unsupported(
+                f"{place}.{name}", f"`{place}.{name}` is not supported: the model's template has text alone"
+            )
         if strict:
             text = f"`{place}.{name[:64]}` has no place in the model's chat template"
             raise Failure(400, text, code="unknown_parameter", param=f"{place}.{name[:64]}")
@@ -96,26 +97,21 @@ def chat_of(
     continue_final: bool | None = None,
     begin_reply: bool | None = None,
     strict: bool = False,
+    at: str = "messages",
 ) -> tuple[Chat, tuple[str, ...]]:
     """The conversation, and sentences about what was left out. `context`, in tokens, bounds the number of messages:
-    each takes at least one. Raises `Failure` 400."""
+    each takes at least one. `at` is the field that they come from. Raises `Failure` 400."""
     if not messages:
-        raise bad("`messages` must have at least one message", "messages")
+        raise bad(f"`{at}` must have at least one message", at)
     if len(messages) > context:
         most = f"This model's maximum context length is {context} tokens. However, you sent {len(messages)} messages."
-        raise Failure(400, f"{most} Please reduce their number.", code="context_length_exceeded", param="messages")
+        raise Failure(400, f"{most} Please reduce their number.", code="context_length_exceeded", param=at)
     notes: list[str] = []
-    said = tuple(message_of(each, f"messages[{n}]", notes, strict=strict) for n, each in enumerate(messages))
+    said = tuple(message_of(each, f"{at}[{n}]", notes, strict=strict) for n, each in enumerate(messages))
     if continue_final is None:
         continue_final = any((messages[-1].model_extra or {}).get(name) is True for name in _OPEN)
     if continue_final and begin_reply:
         raise bad("`continue_final_message` and `add_generation_prompt` exclude each other", "add_generation_prompt")
     if continue_final and said[-1].role != "assistant":
-        raise bad("`continue_final_message` continues a message of the assistant; the last one is not", "messages")
+        raise bad("`continue_final_message` continues a message of the assistant; the last one is not", at)
     return Chat(said, continue_final=continue_final, begin_reply=begin_reply is not False), tuple(notes[:8])
-
-
-def given(body: Body) -> dict[str, Any]:
-    """The fields of a body that were given, under their own names: what `sampling_of` reads."""
-    known = {name: getattr(body, name) for name in type(body).model_fields if name in body.model_fields_set}
-    return {**(body.model_extra or {}), **known}

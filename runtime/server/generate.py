@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any, TypeVar
 
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict, Field
 
@@ -144,6 +145,8 @@ async def asked(body: Generate, service: Service, caller: Caller) -> tuple[list[
     ones = []
     for i, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
         sampling, length = _sampling(each, tops[i] if logs[i] else -1, counted=bool(body.stream))
+        if "max_new_tokens" not in each.model_fields_set:
+            sampling = msgspec.structs.replace(sampling, max_tokens=await raw.room(service, [prompt], DEFAULT_LENGTH))
         zero = length == 0
         start = _start(starts[i], is_ids=body.text is None, zero=zero) if logs[i] else None
         scoring = None if start is None else Scoring(start, max(0, tops[i]))

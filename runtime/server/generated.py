@@ -145,6 +145,10 @@ async def answered(service: Service, ones: Sequence[One], jobs: Sequence[Job], n
             line.begun = known.begun
             done = known.completions[line.choice] if known.completions else None
             line.close(service, done.text if done else "", done.meta if done else None)
+    return await asyncio.to_thread(_all, service, lines, seconds)  # scored prompts are much to write
+
+
+def _all(service: Service, lines: Sequence[Sequence[Line]], seconds: float) -> list[dict[str, Any]]:
     return [line.written(service, seconds) for mine in lines for line in mine]
 
 

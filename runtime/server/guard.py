@@ -7,12 +7,14 @@ error taxonomy. Pure ASGI and deny by default: a path is open only if it is list
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import re
 import secrets
 import time
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ramet.runtime.server.call import Caller
@@ -21,17 +23,22 @@ from ramet.runtime.server.settings import LOOPBACK, Settings
 from ramet.runtime.server.wire import refusal
 
 OPEN = frozenset(("/health", "/ready", "/ping"))
-ADMIN = frozenset(("/flush_cache", "/reset_prefix_cache"))
+LINGER = (2.0, 256 << 20)  # seconds and bytes for which the rest of a refused body is read and thrown away
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ONCE = (
+    *(b"host", b"authorization", b"x-api-key", b"origin", b"content-length", b"content-type", b"content-encoding"),
+    *(b"transfer-encoding", b"x-request-id", b"x-request-timeout"),
+)
 Headers = dict[bytes, bytes]
 
 
 class Guard:
     """An ASGI application around another one.
 
-    Refuses: a missing or wrong key (401), a key that is not the admin's on control paths (403), a Host that is not
-    ours on loopback (403: DNS rebinding), a foreign Origin (403), compressed bodies (415), bodies over `max_body` as
-    they arrive (413), bodies that take longer than `body_timeout` (408).
+    Refuses: a missing or wrong key (401), a Host that is not ours on loopback (403: DNS rebinding), a page of a foreign
+    origin (403), a header that matters twice and control characters in a path (400), compressed bodies (415), bodies
+    over `max_body` as they arrive (413), bodies that take longer than `body_timeout` (408). Routes of control check
+    `Caller.admin` themselves (`wire.admin_of`).
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -50,10 +57,12 @@ class Guard:
         label = _label(headers)
         caller = Caller(label=label)
         try:
+            _check_form(scope)
             self._from(headers)
             caller = self._caller(scope["path"], headers, label)
             limited = self._limited(scope, headers, receive)
         except Failure as failure:
+            scope["ramet.caller"] = caller  # for the log
             await _refuse(failure, caller, scope, receive, send)
             return
         scope["ramet.caller"] = caller
@@ -69,18 +78,17 @@ class Guard:
 
     def _from(self, headers: Headers) -> None:
         settings = self._settings
-        host = headers.get(b"host", b"").decode("latin-1")
+        host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
-        if settings.host in LOOPBACK and name not in (*LOOPBACK, *settings.allowed_host):
-            raise Failure(
-                403, "this Host is not served here; name it with --allowed-host", type="permission_error", code="host"
-            )
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        mine = origin.partition("://")[2] == host
-        if origin and not mine and origin not in settings.cors_origin and "*" not in settings.cors_origin:
-            raise Failure(
-                403, "this Origin may not call the server; see --cors-origin", type="permission_error", code="origin"
-            )
+        if settings.host in LOOPBACK and name not in (*LOOPBACK, *(h.lower() for h in settings.allowed_host)):
+            message = "this Host is not served here; name it with --allowed-host"
+            raise Failure(403, message, type="permission_error", code="host")
+        origin = headers.get(b"origin", b"").decode("latin-1").lower()
+        foreign = headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin")  # GETs name no origin
+        allowed = (*(o.lower() for o in settings.cors_origin), f"http://{host}", f"https://{host}")
+        if (origin not in allowed if origin else foreign) and "*" not in settings.cors_origin:
+            message = "this Origin may not call the server; see --cors-origin"
+            raise Failure(403, message, type="permission_error", code="origin")
 
     # -- who
 
@@ -88,16 +96,14 @@ class Guard:
         if not self._keys and not self._admin:
             return Caller(self.namespace(b""), label, True, self._deadline(headers))
         given = _given(headers)
-        admin = bool(self._admin) and hmac.compare_digest(given, self._admin)
-        known = [key for key in self._keys if hmac.compare_digest(given, key)]
+        admin = bool(self._admin) and any(hmac.compare_digest(each, self._admin) for each in given)
+        known = [key for key in self._keys if any(hmac.compare_digest(each, key) for each in given)]
         is_open = path in OPEN or (path == "/metrics" and self._settings.metrics_public)
         if not (admin or known or is_open or not self._keys):
             hint = "give it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
             why = "the API key is wrong" if given else "an API key is needed"
             raise Failure(401, f"{why}; {hint}", code="invalid_api_key")
-        if path in ADMIN and self._admin and not admin:
-            raise Failure(403, "this needs the admin key", type="permission_error", code="admin_only")
-        key = known[0] if known else given if admin else b""
+        key = known[0] if known else self._admin if admin else b""
         return Caller(self.namespace(key), label, admin or not self._admin, self._deadline(headers))
 
     def namespace(self, key: bytes) -> str:
@@ -126,7 +132,7 @@ class Guard:
             raise Failure(415, "compressed bodies are not accepted", code="unsupported_media_type")
         declared = headers.get(b"content-length", b"0")
         most = self._settings.max_body
-        if declared.isdigit() and int(declared) > most:
+        if declared.isdigit() and (len(declared) > 18 or int(declared) > most):
             raise _too_large(most)
         return _Body(receive, most, self._settings.body_timeout)
 
@@ -180,18 +186,46 @@ def _label(headers: Headers) -> str:
     return text if _LABEL.fullmatch(text) else secrets.token_hex(16)
 
 
-def _given(headers: Headers) -> bytes:
+def _given(headers: Headers) -> list[bytes]:
+    """Keys that a client shows: some send both headers, and only one of them is meant."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer":
-        return token.strip()
-    return headers.get(b"x-api-key", b"")
+    bearer = token.strip() if scheme.lower() == b"bearer" else b""
+    return [key for key in (bearer, headers.get(b"x-api-key", b"")) if key]
+
+
+def _check_form(scope: Scope) -> None:
+    names = [name for name, _ in scope["headers"]]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise Failure(400, f"the header {name.decode()} is given twice", code="invalid_header")
+    if not scope["path"].isprintable():  # a router's pattern may match in front of a newline what was asked about here
+        raise Failure(400, "the path has control characters", code="invalid_path")
 
 
 async def _refuse(failure: Failure, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer, and read on for a while what the client is still sending: closing on it could destroy the answer."""
+    response = refusal(failure, caller)
     if scope["type"] == "websocket":
-        await receive()
+        await _refuse_websocket(failure, response, scope, receive, send)
+        return
+    response.headers["Connection"] = "close"
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER[0]):
+            left, more = LINGER[1], True
+            while more and left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                more = message.get("more_body", False)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _refuse_websocket(failure: Failure, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": failure.message[:120]})
         return
-    response = refusal(failure, caller)
-    response.headers["Connection"] = "close"  # what is left of the body is not read
-    await response(scope, receive, send)
+    start = {"type": "websocket.http.response.start", "status": failure.status, "headers": response.raw_headers}
+    await send(start)
+    await send({"type": "websocket.http.response.body", "body": response.body})

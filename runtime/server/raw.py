@@ -19,6 +19,7 @@ from ramet.runtime.server.service import Service
 from ramet.runtime.text import Tokenizer
 
 MAX_PROMPTS = 128
+SPARE = 4  # tokens that may stand in front of a text
 RawPrompts = str | list[str] | list[int] | list[list[int]]
 Item = TypeVar("Item")
 Pieces = AsyncGenerator[Begun | Piece, None]
@@ -67,6 +68,16 @@ async def ids_of(service: Service, text: str, *, special: bool, bos: bool) -> tu
     if bos and tokenizer.add_bos and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
         ids = [tokenizer.bos, *ids]
     return tuple(ids)
+
+
+async def room(service: Service, prompts: Sequence[Prompt], wanted: int) -> int:
+    """A default length, which nobody asked for: `wanted` tokens, or what the context leaves behind the longest prompt."""
+    longest = 0
+    for prompt in prompts:
+        if isinstance(prompt, str) and 4 * len(prompt) + SPARE + wanted <= service.context:
+            continue  # no text has more tokens than bytes
+        longest = max(longest, len(prompt) if isinstance(prompt, tuple) else await service.count(prompt))
+    return max(1, min(wanted, service.context - longest))
 
 
 # -- tokens as text

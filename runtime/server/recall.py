@@ -9,27 +9,25 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ramet.runtime.server.call import Message
 
 ENTRIES = 4096
-CHARACTERS = 32 << 20  # of all conversations together
+CHARACTERS = 32 << 20  # of all responses and conversations together
 SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A response as it was answered, the items that it was asked with, and the conversation that it ends: all messages
-    but the instructions, its own last."""
+    """A response as it was answered (JSON), and the conversation that it ends: all messages but the instructions, its
+    own last."""
 
-    response: dict[str, Any]
-    items: tuple[dict[str, Any], ...]
+    response: bytes
     messages: tuple[Message, ...]
 
     def size(self) -> int:
-        """Characters, roughly; what conversations share is counted each time."""
-        return 1024 + sum(len(message.content) for message in self.messages)
+        """Bytes and characters; what conversations share is counted each time."""
+        return 256 + len(self.response) + sum(64 + len(message.content) for message in self.messages)
 
 
 class Recall:

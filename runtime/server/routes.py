@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from ramet.runtime.server import status
+from ramet.runtime.server import anthropic, chat, completions, decisions, generate, ollama, programs, responses, status, tokens
 from ramet.runtime.server.app import Router
 
-ROUTERS: tuple[Router, ...] = (status.router,)
+ROUTERS: tuple[Router, ...] = (
+    status.router,
+    generate.router,
+    completions.router,
+    tokens.router,
+    anthropic.router,
+    ollama.router,
+    chat.router,
+    responses.router,
+    decisions.router,
+    programs.router,
+)

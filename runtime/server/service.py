@@ -253,7 +253,7 @@ class Service:
         """Wait for the gate, then tokenise, check and hand over all programs of the call."""
         await run.admitted()
         self._note("queue_seconds", self._attach().time() - run.made)
-        layouts = [compose.layout(prompt, call) for prompt in call.prompts]
+        layouts = [compose.layout(prompt, call, place) for place, prompt in enumerate(call.prompts)]
         header = ir.Header(
             name=caller.label,
             seed=call.sampling.seed or 0,

@@ -39,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ssl_keyfile: Annotated[str, Meta(description="private key file of the certificate")] = ""
     max_queue: Annotated[int, Meta(ge=0, description="requests that wait; beyond it 429 with Retry-After")] = 1024
     max_running_requests: Annotated[int, Meta(ge=1, description="requests in the engine at once")] = 256
+    max_connections: Annotated[int, Meta(ge=1, description="TCP connections at once; beyond it 503")] = 8192
     max_body: Annotated[int, Meta(ge=1024, description="bytes of a request body; beyond it 413")] = 4 << 20
     header_timeout: Annotated[float, Meta(gt=0, description="seconds for a request's headers to arrive")] = 10.0
     body_timeout: Annotated[float, Meta(gt=0, description="seconds for a request's body to arrive")] = 30.0
@@ -72,6 +73,22 @@ ENGINE_FIELDS = tuple(name for name in Config.__struct_fields__ if name != "limi
 LIMIT_FIELDS = ("batch_tokens", "chunk_tokens")
 SERVER_FIELDS = Settings.__struct_fields__
 SECRET = ("api_key", "admin_key")
+NOT_SETTINGS = ("cache",)  # RAMET_CACHE: the directory that models are fetched to
+ENGINE_HELP = {
+    "model": '"default", a directory, a .gguf file, a hub id, or "random:<preset>"',
+    "dtype": "what is computed with: auto, float32, bfloat16, or on cuda float16",
+    "device": "auto (cuda where everything for it is there), cpu, cuda",
+    "weights": "auto, dense, or on cuda int8, int4, fp8",
+    "deterministic": "the same bits whatever else runs; always so on a CPU",
+    "graphs": "capture small steps as CUDA graphs",
+    "threads": "threads of the engine; 0 is one per core",
+    "context": "tokens of the longest sequence; 0 is the model's own",
+    "kv_tokens": "KV slots; 0 is as many as kv_share holds",
+    "kv_share": "share for KV of the memory left after the weights; 0 is a quarter on a CPU, 0.9 on cuda",
+    "max_running": "sequences that decode at once",
+    "batch_tokens": "new tokens of one step, over all sequences",
+    "chunk_tokens": "of these, new tokens of one sequence",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,23 +166,42 @@ def _from_file(file: Path) -> dict[str, Any]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """`RAMET_*` variables that name a field; several values are separated by commas."""
+    """`RAMET_*` variables that name a field; several values are separated by commas. Raises `EngineError` for one that
+    nearly does."""
     found: dict[str, Any] = {}
-    for name in known_fields():
-        text = environ.get(f"RAMET_{name.upper()}")
-        if text is not None:
-            found[name] = tuple(part for part in text.split(",") if part) if _is_tuple(name) else text
+    for variable, text in environ.items():
+        name = variable.removeprefix("RAMET_").lower()
+        if not variable.startswith("RAMET_") or name in NOT_SETTINGS:
+            continue
+        if name in known_fields():
+            found[name] = tuple(part for part in text.split(",") if part) if is_tuple(name) else text
+        elif difflib.get_close_matches(name, known_fields(), 1, cutoff=0.8):  # RAMET_API_KEYS would protect nothing
+            raise _unknown(name, variable)
     return found
 
 
-def _is_tuple(name: str) -> bool:
+def is_tuple(name: str) -> bool:
+    """Whether a field has several values."""
     kind = field_type(name)
     return get_origin(kind) is tuple
 
 
+def _field(name: str) -> msgspec.structs.FieldInfo:
+    struct: Any = Settings if name in SERVER_FIELDS else Limits if name in LIMIT_FIELDS else Config
+    return next(field for field in msgspec.structs.fields(struct) if field.name == name)
+
+
 def field_type(name: str) -> Any:
     """The plain type of a field, without its description."""
-    struct: Any = Settings if name in SERVER_FIELDS else Limits if name in LIMIT_FIELDS else Config
-    fields = {f.name: f.type for f in msgspec.structs.fields(struct)}
-    kind = fields[name]
+    kind = _field(name).type
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def field_help(name: str) -> str:
+    """What a field is, and its default."""
+    field = _field(name)
+    if name in ENGINE_HELP:
+        text = ENGINE_HELP[name]
+    else:
+        text = next(each.description for each in get_args(field.type) if isinstance(each, Meta)) or ""
+    return text if field.default in ("", (), False, True) else f"{text} [{field.default}]"

@@ -19,9 +19,10 @@ from ramet.runtime.server.failures import Failure, unavailable
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
-from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply
+from ramet.runtime.server.wire import Body, StrictRoute, admin_of, attended, caller_of, noted, reply
 
 Who = Depends(caller_of)
+Admin = Depends(admin_of)
 
 
 class AbortRequest(Body):
@@ -182,7 +183,7 @@ def _control(routes: APIRouter, service: Service, settings: Settings) -> None:
     @routes.get("/flush_cache")
     @routes.post("/flush_cache")
     @routes.post("/reset_prefix_cache")
-    async def flush_cache(caller: Caller = Who) -> Response:
+    async def flush_cache(caller: Caller = Admin) -> Response:
         """Forget cached prefixes that nothing under way uses."""
         return reply({"success": await service.flush()}, caller)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ramet.frontend.backends.engine import Engine
 from ramet.runtime.client import EngineClient
 from ramet.runtime.server.app import create_app
 from ramet.runtime.server.gate import GateLimits
+from ramet.runtime.server.launch import listen, uvicorn_config
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.routes import ROUTERS
 from ramet.runtime.server.service import Service
@@ -64,14 +64,9 @@ def serving(*, engine: dict[str, Any] | None = None, in_process: bool = True, **
     process. `settings` are fields of `Settings`, `engine` options of the engine."""
     chosen = Settings(**{"host": "127.0.0.1", "port": 0, **settings})
     client = engine_client(in_process=in_process, **(engine or {}))
-    listener = socket.socket(
-        socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
-    )  # named, so that asyncio sets NODELAY
-    listener.bind((chosen.host, 0))
-    listener.listen(256)
+    listener = listen(chosen.host, 0)
     app, service = make_app(client, chosen)
-    config = uvicorn.Config(app, log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn_config(app, chosen))
     loop = asyncio.new_event_loop()
     ready = threading.Event()
 

@@ -1,0 +1,141 @@
+"""One TCP connection of the server, bounded: how long a request's head may take, how large it may be, and how many
+connections there are.
+
+In: bytes from a client. Out: the same to uvicorn's own protocol (httptools where it is installed, else h11), or an
+answer in the server's shape and the end of the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+
+from ramet.runtime.server.failures import Failure, bad, unavailable
+
+HEAD_BYTES = 64 << 10  # of a request line and its headers
+
+
+def limited(header_timeout: float, most: int) -> type[asyncio.Protocol]:
+    """A protocol class for `uvicorn.Config(http=...)`: a head must be whole within `header_timeout` seconds of its
+    first byte (of the connection's beginning, for the first request) and `HEAD_BYTES`, else 408 and 431; above `most`
+    connections the next one is answered 503."""
+    inner = _inner()
+
+    class Limited(Connection):
+        def __init__(
+            self, config: Any, server_state: Any, app_state: Any, _loop: asyncio.AbstractEventLoop | None = None
+        ) -> None:
+            protocol = inner(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
+            super().__init__(protocol, header_timeout, most)
+
+    return Limited
+
+
+def _inner() -> Callable[..., Any]:
+    if importlib.util.find_spec("httptools") is not None:
+        made = importlib.import_module("uvicorn.protocols.http.httptools_impl").HttpToolsProtocol
+    else:
+        made = importlib.import_module("uvicorn.protocols.http.h11_impl").H11Protocol
+    protocol: Callable[..., Any] = made
+    return protocol
+
+
+class Connection(asyncio.Protocol):
+    """Stands in front of `inner`, one of uvicorn's protocols. Idle between two requests is uvicorn's to bound
+    (`timeout_keep_alive`); during a request the guard bounds its body."""
+
+    def __init__(self, inner: Any, header_timeout: float, most: int) -> None:
+        self._inner = inner
+        self._seconds = header_timeout
+        self._most = most
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._head = 0  # bytes of a request that has not begun yet
+        inner.send_400_response = lambda message: self._end(bad(message.rstrip("."), code="invalid_http"))
+
+    # -- what asyncio tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass of it
+        full = len(self._inner.server_state.connections) >= self._most
+        self._inner.connection_made(transport)
+        if full:
+            self._end(unavailable("there are too many connections", 1.0))
+        else:
+            self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._inner.data_received(data)
+        if self._busy() or self._transport.get_protocol() is not self:  # the latter: it is a WebSocket now
+            self._head = 0
+            self._rest()
+            return
+        self._head += len(data)
+        if self._head > HEAD_BYTES:
+            self._end(Failure(431, f"the headers are larger than {HEAD_BYTES} bytes", code="headers_too_large"))
+        elif self._timer is None and not self._transport.is_closing():
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        self._rest()
+        self._inner.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """The client sends no more."""
+        self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is written to."""
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._inner.resume_writing()
+
+    # -- bounds
+
+    def _busy(self) -> bool:
+        """Whether a request is being answered: the head of the next one is not waited for."""
+        cycle = self._inner.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._late)
+
+    def _rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        if not self._busy():
+            message = f"the headers did not arrive within {self._seconds:g} s"
+            self._end(Failure(408, message, code="request_timeout"))
+
+    def _end(self, failure: Failure) -> None:
+        """Answer, unless an answer is under way, and close."""
+        self._rest()
+        if self._transport is None or self._transport.is_closing():
+            return
+        if not self._busy():
+            body = msgspec.json.encode(failure.body())
+            headers = {
+                "content-type": "application/json",
+                "content-length": str(len(body)),
+                "connection": "close",
+                **failure.headers(),
+            }
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            self._transport.write(f"HTTP/1.1 {failure.status} \r\n{lines}\r\n".encode() + body)
+        self._transport.close()

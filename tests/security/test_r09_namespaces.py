@@ -1,0 +1,89 @@
+"""R9: what one key, or one salt, has cached is invisible to another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from ramet.runtime.server.guard import Guard
+
+from ..server.serving import WAIT, Served, serving
+
+pytestmark = pytest.mark.model
+SECRET = "The password of the vault in the cellar is seventeen green bottles and a very tired hen, of all things."
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving(api_key=("alice", "bob"), admin_key="boss") as made:
+        yield made
+
+
+def cached(served: Served, key: str, path: str, text: str = SECRET, **more: Any) -> tuple[int, int]:
+    """Cached tokens and all tokens of a prompt, as its sender is told."""
+    messages = [{"role": "user", "content": text}]
+    bodies: dict[str, dict[str, Any]] = {
+        "/generate": {"text": text, "sampling_params": {"max_new_tokens": 1}},
+        "/v1/completions": {"model": "tiny", "prompt": text, "max_tokens": 1},
+        "/v1/chat/completions": {"model": "tiny", "messages": messages, "max_tokens": 1},
+        "/v1/messages": {"model": "tiny", "messages": messages, "max_tokens": 1},
+        "/v1/responses": {"model": "tiny", "input": text, "max_output_tokens": 1},
+    }
+    answer = httpx.post(f"{served.url}{path}", json={**bodies[path], **more}, headers={"x-api-key": key}, timeout=WAIT)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    if path == "/generate":
+        return found["meta_info"]["cached_tokens"], found["meta_info"]["prompt_tokens"]
+    usage = found["usage"]
+    if path == "/v1/messages":
+        read = usage["cache_read_input_tokens"]
+        return read, read + usage["input_tokens"]
+    if path == "/v1/responses":
+        return usage["input_tokens_details"]["cached_tokens"], usage["input_tokens"]
+    return usage["prompt_tokens_details"]["cached_tokens"], usage["prompt_tokens"]
+
+
+PATHS = ["/generate", "/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_keys_do_not_share(served: Served, path: str):
+    cached(served, "alice", path)
+    again, size = cached(served, "alice", path)
+    assert again >= size - 2  # the control: the owner finds it
+    assert cached(served, "bob", path)[0] == 0
+    assert cached(served, "boss", path)[0] == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_salts_do_not_share(served: Served, path: str):
+    text = f"salted {SECRET}"
+    cached(served, "alice", path, text, cache_salt="one")
+    again, size = cached(served, "alice", path, text, cache_salt="one")
+    assert again >= size - 2
+    for key, salt in (("alice", "two"), ("alice", ""), ("bob", "one")):
+        assert cached(served, key, path, text, **({"cache_salt": salt} if salt else {}))[0] == 0
+
+
+def test_without_the_rule_the_probe_sees(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Guard, "namespace", lambda self, key: "one for all")
+    with serving(api_key=("alice", "bob")) as served:
+        cached(served, "alice", "/generate")
+        seen, size = cached(served, "bob", "/generate")
+    assert seen >= size - 2
+
+
+def test_guesses_of_a_prompt_find_nothing(served: Served):
+    """What PROMPTPEEK does: extend a guess while the count of cached tokens grows."""
+    words = SECRET.split()
+    cached(served, "alice", "/generate")
+    own = [cached(served, "alice", "/generate", " ".join(words[:n]))[0] for n in (4, 8, 12)]
+    other = [cached(served, "bob", "/generate", " ".join(words[:n]) + f" unlike {n}")[0] for n in (4, 8, 12)]
+    assert own == sorted(own) and own[0] > 0 and own[0] < own[-1]
+    # what bob is told is about bob's own guesses: each shares with the one before it, never with alice's rest
+    fresh = [cached(served, "bob", "/generate", f"{n} " + " ".join(words[: n + 1]))[0] for n in (4, 8, 12)]
+    assert fresh == [0, 0, 0]
+    assert other[0] == 0
