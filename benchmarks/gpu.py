@@ -118,7 +118,7 @@ def main() -> int:
     if options.peer:
         from gpu_parts.peer import serve
 
-        serve(*choice(options.peer, MODELS, "--peer"), TOY if options.dry_run else FULL)
+        serve(choice(options.peer, MODELS, "--peer")[0], TOY if options.dry_run else FULL)
     models = choice(options.models, MODELS, "--models")
     kinds = choice(options.only, plan.KINDS, "--only")
     opening = opened(options, models)

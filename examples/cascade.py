@@ -1,6 +1,8 @@
 """A cascade: ask a small model first, and a larger one only when the small one is unsure of its own words.
 
-Shows one program on several backends (`using`) and the mean logprob of a generation as a measure of confidence.
+Shows one program on several backends (`using`) and the mean logprob of a generation as a measure of confidence. The
+larger model may be a server: `python -m ramet.examples.cascade http://host:port` (a ramet server, or one of SGLang's
+protocol), or with a model's name behind it, chat completions: `... https://host/v1 MODEL`.
 (Chen et al., "FrugalGPT: How to Use Large Language Models While Reducing Cost and Improving Performance", 2023.)
 """
 
@@ -41,10 +43,19 @@ def cascade(question: str, models: Sequence[rt.Backend], threshold: float = -0.7
     raise ValueError("models is empty: name at least one")
 
 
+def larger_model(arguments: Sequence[str]) -> rt.Endpoint | rt.OpenAI | rt.Engine | rt.Mock:
+    """The backend that the command line names: a URL, a URL and a model, a model here; nothing: a stand-in, so that the
+    example runs anywhere."""
+    if not arguments:
+        return rt.Mock("(here the larger model would answer: name its server on the command line)")
+    if not arguments[0].startswith("http"):
+        return rt.Engine(arguments[0])
+    return rt.OpenAI(arguments[1], arguments[0]) if len(arguments) > 1 else rt.Endpoint(arguments[0])
+
+
 def main() -> None:
-    """Cascade from the default model to the one named on the command line (without a name: to the default again)."""
-    larger = sys.argv[1] if len(sys.argv) > 1 else "default"
-    with rt.Engine() as small, rt.Engine(larger) as large:
+    """Cascade from the default model, in this machine, to the one that the command line names."""
+    with rt.Engine() as small, larger_model(sys.argv[1:]) as large:
         for question in ("What is the capital of France?", "Which knot did Captain Ahab prefer, and why?"):
             answer = cascade(question, [small, large])
             print(f"{question}\n  model {answer.model} (mean logprob {answer.confidence:.2f}): {answer.text}")

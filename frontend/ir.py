@@ -196,7 +196,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Logprob(msgspec.Struct, frozen=True, array_like=True):
-    """A sampled token: its id, text, logprob (of the model's distribution at temperature 1, before any
+    """A sampled or scored token: its id, text, logprob (of the model's distribution at temperature 1, before any
     truncation), and the most likely alternatives as (id, text, logprob), best first."""
 
     token: int
@@ -241,8 +241,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
-    """The engine began to work on a Gen, Select or Score. `prompt_tokens` is the whole prefix, `cached_tokens` what of it
-    is not computed by this call."""
+    """The engine has, or is just computing, all that stands before a Gen or Select (of a Score, all that it scores).
+    `prompt_tokens` is the whole prefix, `cached_tokens` what of it is not computed by this call. Comes before the
+    call's first Token."""
 
     op: str
     seq: str
@@ -262,7 +263,7 @@ class Token(msgspec.Struct, frozen=True, tag="token"):
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """A Gen or Select has its value (for a Gen the concatenation of its Token texts)."""
+    """A Gen or Select has its value (for a Gen the concatenation of its Token texts), a Score its logprobs."""
 
     op: str
     seq: str

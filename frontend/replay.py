@@ -1,7 +1,7 @@
 """A program's calls, taken apart: what a client without programs would have sent, one request after the other.
 
-In: a backend, and a program that ran through a `Recorder` of it. Out: each Gen, Select and Score of it as a program of its own
-(the whole prefix as constant text and role edges, the same number of tokens to generate), and what running those one by
+In: a backend, and a program that ran through a `Recorder` of it. Out: each Gen, Select and Score of it as a program of
+its own (the whole prefix as constant text and role edges, as many tokens to generate), and what running those one by
 one, without sharing and without batching, costs: the measured baseline of `ramet demo` and of the benchmarks.
 """
 

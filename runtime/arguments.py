@@ -1,7 +1,7 @@
 """What calls are given, checked and turned into token ids before anything of them reaches the engine.
 
-In: arguments of an operation and the model's tokenizer. Out: token ids, or a `ConstraintError` or `ContextOverflow` that
-names the argument.
+In: arguments of an operation and the model's tokenizer. Out: token ids, or a `ConstraintError` or `ContextOverflow`
+that names the argument.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ class Collector:
                     over = self._refused(seq, task, error)
                 if over:
                     touched[seq.program] = None
-        for part in (*notes.trials, *notes.spans):
+        parts: list[Trial | Span] = [*notes.trials, *notes.spans]
+        for part in parts:
             if part.turn == part.seq.turn:
                 touched[part.seq.program] = None
                 try:

@@ -52,7 +52,8 @@ class Span:
 @dataclass(slots=True)
 class Notes:
     """Whose results a flight carries (`Batch.owner`). Draw r is for `drawn[r]`, in its turn `turns[r]`, by `tasks[r]`;
-    `penalised` lists the draws that look at their history, `begun` the sequences whose call has its prompt computed now."""
+    `penalised` lists the draws that look at their history, `begun` the sequences whose call has its prompt computed
+    now."""
 
     drawn: list[Sequence] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
@@ -267,7 +268,6 @@ class Draft:
             targets=self._targets(),
             owner=self.notes,
         )
-
 
     def _targets(self) -> Targets:
         top = EMPTY

@@ -63,10 +63,10 @@ class Lowering:
     operations arrive). `max_chars` bounds a text before it is tokenised (R12); by default 16 characters a token of
     context.
 
-    Segments end at a value, a role edge, Tokens, a Gen, Select, Score or Join, and at a Fork. A fork must be a place between two
-    tokens, so that its children share everything and compute nothing, and a Join can append exactly what a branch
-    added. Text after it is encoded as if there were no fork wherever the place is a token boundary of the joined text
-    (it is not where text goes on inside a word or a run of spaces; then both sides are tokenised by themselves).
+    Segments end at a value, a role edge, Tokens, a Gen, Select, Score or Join, and at a Fork. A fork must be a place
+    between two tokens, so that its children share everything and compute nothing, and a Join can append exactly what a
+    branch added. Text after it is encoded as if there were no fork wherever the place is a token boundary of the joined
+    text (it is not where text goes on inside a word or a run of spaces; then both sides are tokenised by themselves).
     """
 
     def __init__(

@@ -128,7 +128,7 @@ class News(msgspec.Struct, frozen=True, array_like=True):
 
 class Began(News, frozen=True, array_like=True, tag="began"):
     """All that stands before the op is computed or being computed: `prompt` tokens, `cached` of them not by this
-    call. Comes once, before any result."""
+    call. Comes once, before anything that was sampled and before the end."""
 
     prompt: int
     cached: int = 0
@@ -152,9 +152,9 @@ class Scored(News, frozen=True, array_like=True, tag="scored"):
 
 
 class Done(News, frozen=True, array_like=True, tag="done"):
-    """A Generate or Score ended. A Generate's value is the first `keep` tokens that were sent, then `tail` (the kept part
-    of a token that a stop string cut in two, tokenised again); a Score's is empty. `matched` is the stop string or
-    token id, if any."""
+    """A Generate or Score ended. A Generate's value is the first `keep` tokens that were sent, then `tail` (the kept
+    part of a token that a stop string cut in two, tokenised again); a Score's is empty. `matched` is the stop string
+    or token id, if any."""
 
     reason: str
     keep: int

@@ -13,8 +13,8 @@ from ramet.runtime.sequence import Choosing, Scoring, Sequence
 
 
 def add_trial(seq: Sequence, task: Choosing, row: int, prompt: I32, slots: I32, draft: Draft) -> None:
-    """Add a trie's segments and targets below the slots `prompt`, whose last token is the batch's `row`; `slots` for its
-    inner nodes, then for those of the unconditional scores."""
+    """Add a trie's segments and targets below the slots `prompt`, whose last token is the batch's `row`; `slots` for
+    its inner nodes, then for those of the unconditional scores."""
     inner = len(task.trie.inner)
     task.slots, task.extra = slots[:inner], slots[inner:]
     before = draft.count

@@ -24,6 +24,7 @@ from ramet.runtime.text import Tokenizer
 ROLES = ("system", "user", "assistant", "tool")
 Edge = Literal["begin", "end"]
 SECONDS = 2.0  # R3: the longest that a rendering may take
+RECENT = 4  # messages at the end of a history that are never left out when an edge is looked up
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -71,8 +72,10 @@ class ChatTemplate:
         self._template = compile_template(self.source)
         self._edge = lru_cache(maxsize=4096)(self._find)
         self._tail = lru_cache(maxsize=4096)(self._find_end)
+        self._local = False
         self._watch(self._sample)
         differences = self._audit()
+        self._local = self._is_local()
         self.exact = not differences
         trims = ["the template trims contents; they are appended as they are"] if self._trims() else []
         self.report = "; ".join([*differences[:4], *trims])
@@ -95,7 +98,7 @@ class ChatTemplate:
         The begin of an assistant message is the generation prompt. Raises `ConstraintError` for a role, or an order of
         roles, that the template does not take, naming those that it does.
         """
-        found = self._edge(tuple(history), role, edge)
+        found = self._edge(shortened(history) if self._local else tuple(history), role, edge)
         if isinstance(found, ConstraintError):
             raise ConstraintError(found.message)
         return found
@@ -294,6 +297,22 @@ class ChatTemplate:
             return None
         return [*parts, text]
 
+    def _is_local(self) -> bool:
+        """Whether edges are the same after a history and after its `shortened` form, on sample conversations that go
+        round in turns: then a long one costs no renderings of its own."""
+        turns = (("user", "assistant"), ("user", "assistant", "tool", "assistant"), ("assistant", "tool"))
+        for head, turn in product(((), ("system",), ("user",), ("system", "user")), turns):
+            whole = (head + turn * 8)[: len(head) + 12]
+            for size in range(RECENT + 4, len(whole)):
+                history, edges = whole[:size], (("begin", whole[size]), ("begin", "assistant"), ("end", whole[size]))
+                for edge, role in edges:
+                    full, short = (self._edge(h, role, edge) for h in (history, shortened(history)))  # type: ignore[arg-type]
+                    if isinstance(full, ConstraintError) != isinstance(short, ConstraintError):
+                        return False
+                    if isinstance(full, str) and full != short:
+                        return False
+        return True
+
     def _trims(self) -> bool:
         for role in ("user", "assistant"):
             for content in (f" {_SENTINEL}\n", f"\n{_SENTINEL} "):
@@ -313,6 +332,18 @@ _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, Lookup
 
 class _RefusedError(Exception):
     """The template does not take these roles; the text says why."""
+
+
+def shortened(history: Sequence[str]) -> tuple[str, ...]:
+    """A history without repeated turns: of two equal runs of 2 or of 4 roles that follow each other, one is left out
+    (an even number, for templates that count), except among the last `RECENT` messages."""
+    kept: list[str] = []
+    for role in history[: max(0, len(history) - RECENT)]:
+        kept.append(role)
+        for run in (2, 4):
+            if kept[-run:] == kept[-2 * run : -run]:
+                del kept[-run:]
+    return (*kept, *history[max(0, len(history) - RECENT) :])
 
 
 def _sentinel(n: int) -> str:

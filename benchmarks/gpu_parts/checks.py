@@ -8,6 +8,7 @@ read without leave, shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,7 +177,7 @@ def _linear(session: Session, spec: Spec, name: str) -> Iterator[Row]:
         yield near(f"linear {kind}", name, worst, most, note)
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "temperature": {"temperature": 0.8},
     "top-k": {"temperature": 1.1, "top_k": 40},

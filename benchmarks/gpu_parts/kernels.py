@@ -183,7 +183,7 @@ def products(session: Session, spec: Spec, name: str) -> None:
             session.say(f"    {base[rows] / us:.2f} x dense")
 
 
-CUTS = {
+CUTS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "temperature": {"temperature": 0.6},
     "top-k 50, top-p 0.9": {"temperature": 1.0, "top_k": 50, "top_p": 0.9},

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,7 +73,7 @@ def run(session: Session) -> None:
         session.add(Row(SECTION, label, equal, "requests", len(wanted), None, equal / len(wanted), target, note, True))
 
     same("all together, as each alone", together(model, asked), alone)
-    small = {"chunk_tokens": 7, "batch_tokens": 16 if scale.toy else 64}
+    small: dict[str, Any] = {"chunk_tokens": 7, "batch_tokens": 16 if scale.toy else 64}
     same("in chunks of 7 tokens", together(model, asked, **small), alone)
     same("without overlap", together(model, asked, overlap=False), alone)
     same("with a warm cache", together(model, asked, rounds=2), alone)
@@ -148,9 +149,9 @@ def run_real(session: Session) -> None:
     tokenizer = Tokenizer.from_gguf(metadata.gguf)
     asked = [tuple(tokenizer.encode(text, start=True)) for text in TEXTS[: 1 if session.scale.toy else 4]]
     session.kept.drop()
-    options = {"dtype": "float32", "kv_tokens": 1024, "context": 512, "max_running": 4}
+    options: dict[str, Any] = {"dtype": "float32", "kv_tokens": 1024, "context": 512, "max_running": 4}
     mine = session.kept.build("real", spec, lambda dtype: load_weights(source, spec, dtype), **options)
-    config = Config(device="cpu", **options)  # type: ignore[arg-type]
+    config = Config(device="cpu", **options)
     theirs = build_on_cpu(config, spec, lambda dtype: load_weights(source, spec, dtype))
     found, wanted = (_greedy(Model("real", spec, runner, mine.limits), asked) for runner in (mine.runner, theirs))
     equal = sum(a == b for a, b in zip(found, wanted, strict=True))

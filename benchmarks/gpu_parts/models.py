@@ -20,7 +20,7 @@ from ramet.runtime.cuda import CudaRunner, assemble
 from ramet.runtime.device import CudaDevice, HostDevice
 from ramet.runtime.models.hub import PRESETS
 from ramet.runtime.models.spec import Spec
-from ramet.runtime.runner import Load
+from ramet.runtime.runner import Load, TorchRunner
 from ramet.runtime.sizing import device_weight_bytes, kv_bytes_per_token
 from ramet.runtime.steps import TritonSteps
 
@@ -91,13 +91,13 @@ class Model:
 
     name: str
     spec: Spec
-    runner: CudaRunner
+    runner: CudaRunner | TorchRunner
     limits: Limits
 
     def group(self, on: bool) -> None:
         """Read shared KV once from now on, or once for each branch: what is compared shares weights, pool and graphs'
         buffers. (`TritonOps(grouping=...)` says it once and for all.)"""
-        self.runner._steps._grouping = on  # type: ignore[attr-defined]
+        self.runner._steps._grouping = on  # type: ignore[union-attr]
 
 
 class Models:

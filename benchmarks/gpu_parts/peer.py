@@ -70,6 +70,7 @@ def generate(spec: Spec, requests: list[Request], scale: Scale) -> dict[str, Any
     import torch
     import transformers
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
+    from transformers.generation.continuous_batching.utils import WorkloadHints
 
     device = "cpu" if scale.toy else "cuda"
     model = _model(spec, device, torch.float32 if scale.toy else torch.bfloat16)
@@ -81,9 +82,13 @@ def generate(spec: Spec, requests: list[Request], scale: Scale) -> dict[str, Any
     if scale.toy:
         options |= {"num_blocks": 8, "max_batch_tokens": 64}
     longest = max(request.tokens for request in requests)
+    hints = WorkloadHints(max(len(request.prompt) for request in requests), longest, len(requests))
     generation = transformers.GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=longest)
     with model.continuous_batching_context_manager(
-        generation_config=generation, continuous_batching_config=ContinuousBatchingConfig(**options), timeout=5
+        generation_config=generation,
+        continuous_batching_config=ContinuousBatchingConfig(**options),
+        workload_hints=hints,  # as generate_batch gives them
+        timeout=5,
     ) as manager:
         _work(manager, [Request(request.prompt, 2) for request in requests[:4]], START)
         began = time.perf_counter()

@@ -59,9 +59,10 @@ class Place:
         run, launches = self._captured(acts) if graph else (lambda: [act() for act in acts], len(acts))
         for _ in range(2):
             run()
-        times = []
+        event: Callable[..., torch.cuda.Event] = torch.cuda.Event
+        times: list[float] = []
         for _ in range(repeats):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, end = (event(enable_timing=True) for _ in range(2))
             start.record()
             run()
             end.record()

@@ -156,13 +156,18 @@ class RemoteProgram:
         if isinstance(op, Role):
             begins = op.edge == "begin"
             shape = replace(shape, role=op.role if begins else "", filled=False, messages=shape.messages + begins)
-        elif isinstance(op, Gen | Select | Join) or (isinstance(op, Text) and any(op.parts)):
+        elif isinstance(op, Gen | Select) or (isinstance(op, Text) and any(op.parts)):
             shape = replace(shape, filled=True) if shape.role else replace(shape, loose=True)
         elif isinstance(op, Fork):
             shapes.update(dict.fromkeys(op.into, shape))
-        if isinstance(op, Join):
-            added = sum(shapes[path].messages - shape.messages for path in op.branches)
-            shape = replace(shape, messages=shape.messages + max(0, added))
+        elif isinstance(op, Join):
+            joined = [shapes[path] for path in op.branches]
+            shape = replace(
+                shape,
+                filled=bool(shape.role) and (shape.filled or any(each.filled for each in joined)),
+                messages=max([shape.messages, *(each.messages for each in joined)]),
+                loose=shape.loose or any(each.loose for each in joined),
+            )
         shapes[op.seq] = shape
 
     # -- on the loop

@@ -37,8 +37,8 @@ class Mailbox:
         self._closed = False
 
     def put(self, item: Item) -> None:
-        """Add an event; on the loop."""
-        if not self._closed:
+        """Add an event; on the loop. Not after `fail`: what tells of the cancellation is not the end."""
+        if not self._closed and self._failure is None:
             self._items.append(item)
             self._wake()
 

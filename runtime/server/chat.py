@@ -73,7 +73,8 @@ class ChatCompletionRequest(Body):
     stop_token_ids: list[int] | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
-    include_stop_str_in_output: bool | None = None
+    include_stop_str_in_output: bool | None = Field(default=None, description="leave the stop string in the text")
+    no_stop_trim: bool | None = Field(default=None, description="the same")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, description="0 to 20; needs logprobs")
     return_token_ids: bool | None = None
@@ -206,7 +207,7 @@ async def shown_of(
         tokenizer=service.tokenizer,
         logprobs=bool(body.logprobs),
         as_ids=bool(body.return_tokens_as_token_ids),
-        untrimmed=bool(body.include_stop_str_in_output),
+        untrimmed=bool(body.include_stop_str_in_output or body.no_stop_trim),
         prompt_ids=await service.encode(chat) if body.return_token_ids else None,
         usage=bool(options.include_usage),
         continuous=bool(options.continuous_usage_stats),

@@ -162,14 +162,13 @@ def look_of(body: Completions) -> Look:
 async def call_of(body: Completions, service: Service, look: Look) -> Call:
     """The call that a body asks for."""
     fields = given(body)
-    length = length_of(fields, protocol="openai", default=DEFAULT_LENGTH)
-    sampling = sampling_of(fields, protocol="openai", default_max_tokens=DEFAULT_LENGTH, allow_zero=True)
+    prompts = await _prompts(body, service)
+    default = await raw.room(service, prompts, DEFAULT_LENGTH)
+    length = length_of(fields, protocol="openai", default=default)
+    sampling = sampling_of(fields, protocol="openai", default_max_tokens=default, allow_zero=True)
     told = look.best > look.n or (look.stream and (look.ids or look.counting))
     if told:  # of every token the engine has to tell: the logprobs rank, or the ids are counted
         sampling = msgspec.structs.replace(sampling, logprobs=max(0, sampling.logprobs))
-    prompts = await _prompts(body, service)
-    if body.max_tokens is None and body.max_completion_tokens is None:
-        sampling = msgspec.structs.replace(sampling, max_tokens=await raw.room(service, prompts, DEFAULT_LENGTH))
     look.ends = () if sampling.ignore_eos else service.tokenizer.eos
     if look.echo and look.logprobs is not None and sampling.max_tokens == 1 and length != 0:
         # A first token that ends the text has a place in `logprobs` too (lm-eval drops the last place, whatever it

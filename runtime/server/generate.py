@@ -12,7 +12,6 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any, TypeVar
 
-import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict, Field
 
@@ -144,9 +143,8 @@ async def asked(body: Generate, service: Service, caller: Caller) -> tuple[list[
     ids, labels = _labels(body, caller, count, service)
     ones = []
     for i, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
-        sampling, length = _sampling(each, tops[i] if logs[i] else -1, counted=bool(body.stream))
-        if "max_new_tokens" not in each.model_fields_set:
-            sampling = msgspec.structs.replace(sampling, max_tokens=await raw.room(service, [prompt], DEFAULT_LENGTH))
+        default = await raw.room(service, [prompt], DEFAULT_LENGTH)
+        sampling, length = _sampling(each, tops[i] if logs[i] else -1, default, counted=bool(body.stream))
         zero = length == 0
         start = _start(starts[i], is_ids=body.text is None, zero=zero) if logs[i] else None
         scoring = None if start is None else Scoring(start, max(0, tops[i]))
@@ -174,15 +172,14 @@ def _shown(body: Generate, params: SamplingParams, many: bool) -> Shown:
     return Shown("", many, False, False, texts, special, untrimmed)
 
 
-def _sampling(params: SamplingParams, tops: int, *, counted: bool) -> tuple[ir.Sampling, int | None]:
+def _sampling(params: SamplingParams, tops: int, default: int, *, counted: bool) -> tuple[ir.Sampling, int | None]:
     """The sampling, and the length (0 generates nothing). `counted`: of each piece of text the tokens are wanted, which
     the engine tells with their logprobs."""
     fields = given(params)
-    length = length_of(fields, protocol="sglang", default=DEFAULT_LENGTH)
+    length = length_of(fields, protocol="sglang", default=default)
     if tops > ir.MAX_LOGPROBS or tops < -1:
         raise bad(f"top_logprobs_num={tops}: must be between 0 and {ir.MAX_LOGPROBS}", "top_logprobs_num")
     logprobs = max(tops, 0) if counted else tops
-    default = DEFAULT_LENGTH
     made = sampling_of(fields, protocol="sglang", default_max_tokens=default, logprobs=logprobs, allow_zero=True)
     return made, length
 
@@ -206,8 +203,8 @@ def _labels(body: Generate, caller: Caller, count: int, service: Service) -> tup
     for rid in rids:
         if not 0 < len(rid) <= MAX_LABEL:
             raise bad(f"`rid`: an id has 1 to {MAX_LABEL} characters", "rid")
-        if service.busy(rid, caller):
-            raise Failure(409, f"a request of the id {rid!r} is under way", code="duplicate_id", param="rid")
+        if service.busy(rid, caller) or rids.count(rid) > 1:
+            raise Failure(409, f"the id {rid!r} is in use by another request", code="duplicate_id", param="rid")
     if isinstance(body.rid, list):
         return rids, rids
     label = body.rid or caller.label

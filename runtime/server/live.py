@@ -7,9 +7,10 @@ speaks msgpack and is answered so (nan and infinities survive); text is JSON.
 
 An operation that cannot be carried out fails by itself ("failed", kind "constraint" or "context"), and so does what
 depends on it. What ends the whole program early is {"type": "error", "status", "error", "retry_after"?} and a close
-code of 4000 + status: 4400 not understood or beyond a limit, 4408 no first message in time, 1009 or 4413 a message too large,
-4429 the queue is full, 4499 aborted, 4500 a bug, 4503 the engine or the server is going, 4504 the deadline. 1000 is an
-ordinary end, also after minutes without a new program. Before the socket opens, the guard refuses with HTTP's status.
+code of 4000 + status: 4400 not understood or beyond a limit, 4408 no first message in time, 1009 or 4413 a message too
+large, 4429 the queue is full, 4499 aborted, 4500 a bug, 4503 the engine or the server is going, 4504 the deadline. 1000
+is an ordinary end, also after minutes without a new program. Before the socket opens, the guard refuses with HTTP's
+status.
 """
 
 from __future__ import annotations
@@ -81,12 +82,12 @@ class _Line:
             if name not in OPENING | FIELDS:
                 known = ", ".join(sorted(OPENING | FIELDS))
                 raise Failure(400, f"`{str(name)[:64]}` is not known; fields: {known}", code="unknown_parameter")
-        found: Message = value
+        found: dict[str, Any] = value
         return found
 
     async def next(self) -> Message:
         """The next message. Raises the `Failure` that it is, or `_Gone`."""
-        message = await self.attended(self._inbox.get())
+        message: Message | Failure = await self.attended(self._inbox.get())
         if isinstance(message, Failure):
             raise message
         return message

@@ -71,7 +71,7 @@ async def ids_of(service: Service, text: str, *, special: bool, bos: bool) -> tu
 
 
 async def room(service: Service, prompts: Sequence[Prompt], wanted: int) -> int:
-    """A default length, which nobody asked for: `wanted` tokens, or what the context leaves behind the longest prompt."""
+    """A length that nobody asked for: `wanted` tokens, or what the context leaves behind the longest prompt."""
     longest = 0
     for prompt in prompts:
         if isinstance(prompt, str) and 4 * len(prompt) + SPARE + wanted <= service.context:

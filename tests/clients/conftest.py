@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 READY = 240.0  # seconds until a server that does not say where it listens is given up on
-TINY = ("--dtype", "float32", "--threads", "1", "--kv-tokens", "32768", "--context", "8192")
-REAL = ("--kv-tokens", "16384", "--context", "2048")
+TINY = ("--dtype", "float32", "--threads", "1", "--kv-tokens", "16384", "--context", "2048")
+REAL = ("--kv-tokens", "16384", "--context", "8192")
 
 
 @contextlib.contextmanager

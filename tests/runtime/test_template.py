@@ -7,7 +7,7 @@ from jinja2.exceptions import TemplateError
 
 from ramet.frontend.errors import ConstraintError, ModelError
 from ramet.runtime.models import hub
-from ramet.runtime.template import CHATML, ROLES, ChatTemplate
+from ramet.runtime.template import CHATML, ROLES, ChatTemplate, shortened
 
 # The formats in short form.
 SMOLLM2 = (
@@ -292,3 +292,30 @@ def test_smollm2s_own_template_equals_transformers():
     for _, messages in conversations(3):
         theirs = render_jinja_template([messages], chat_template=source)[0][0]
         assert joined(chat, messages) == theirs
+
+
+@pytest.mark.parametrize("name", list(EXACT))
+def test_a_long_chat_costs_no_renderings_of_its_own(name, monkeypatch):
+    chat = template(EXACT[name])
+    messages = [{"role": ("user", "assistant")[n % 2], "content": f"text {n}"} for n in range(81)]
+    joined(chat, messages[:12])
+    renderings = []
+    monkeypatch.setattr(chat, "_render", lambda *arguments: renderings.append(arguments))
+    ours = joined(chat, messages)
+    assert renderings == []
+    monkeypatch.undo()
+    assert ours == chat.render(messages)
+
+
+def test_a_template_that_numbers_its_messages_is_rendered_to_the_end():
+    chat = template("{% for m in messages %}[{{ loop.index }} {{ m.role }}]{{ m.content }}\n{% endfor %}")
+    messages = [{"role": ("user", "assistant")[n % 2], "content": f"text {n}"} for n in range(20)]
+    assert joined(chat, messages) == chat.render(messages)
+
+
+def test_histories_are_shortened_by_whole_turns():
+    turns = ("user", "assistant") * 9
+    assert shortened(("system", *turns)) == ("system", *turns[:6])
+    assert shortened(turns[:8]) == turns[:6]
+    assert shortened(turns[:5]) == turns[:5]
+    assert len(shortened(("user", "assistant", "tool", "assistant") * 8)) == 8

@@ -364,6 +364,7 @@ def test_a_request_is_aborted_by_its_rid(served: Served, http: httpx.Client) -> 
         assert json.loads(next(lines)[5:])["meta_info"]["id"] == "long"
         with httpx.Client(base_url=served.url, timeout=WAIT) as other:
             assert refused(other, 409, text=PROMPT, rid="long")["param"] == "rid"
+            assert refused(other, 409, text=[PROMPT] * 2, rid=["x", "x"])["param"] == "rid"
             assert other.post("/abort_request", json={"rid": "long"}).json() == {"aborted": 1}
         rest = [line for line in lines if line.startswith("data:")]
     assert "error" in json.loads(rest[-1][5:])

@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from ramet.runtime.batch import I32, U64, Batch, Flight, Masks, Samples
+from ramet.runtime.batch import F32, I32, U64, Batch, Flight, Masks, Samples
 
 from .law import Law
 
@@ -191,14 +191,21 @@ class LedgerRunner:
         self._table[draws.into] = tokens
         wanted = draws.logprobs >= 0
         logprobs = np.where(wanted, self.law.logprob(prefixes, np.maximum(tokens, 0)), np.float32(np.nan))
-        width = max(0, int(draws.logprobs.max(initial=0)))
-        top_ids = np.full((len(draws), width), -1, np.int32)
-        top_logprobs = np.full((len(draws), width), np.nan, np.float32)
-        for r in np.flatnonzero(draws.logprobs > 0):
-            ids, values = self.law.top(prefixes[r], int(draws.logprobs[r]))
-            top_ids[r, : len(ids)], top_logprobs[r, : len(ids)] = ids, values
-        scored = self.law.logprob(flight.prefixes[targets.rows], targets.tokens)
-        flight.samples = Samples(tokens, logprobs.astype(np.float32), top_ids, top_logprobs, scored)
+        top = self._alternatives(prefixes, draws.logprobs)
+        ends = flight.prefixes[targets.rows]
+        scored = self.law.logprob(ends, targets.tokens)
+        asked = targets.top if len(targets.top) else np.zeros(len(targets), np.int32)
+        others = self._alternatives(ends, asked)
+        flight.samples = Samples(tokens, logprobs.astype(np.float32), *top, scored, *others)
+
+    def _alternatives(self, prefixes: U64, wanted: I32) -> tuple[I32, F32]:
+        width = max(0, int(wanted.max(initial=0)))
+        ids = np.full((len(wanted), width), -1, np.int32)
+        logprobs = np.full((len(wanted), width), np.nan, np.float32)
+        for n in np.flatnonzero(wanted > 0):
+            best, values = self.law.top(prefixes[n], int(wanted[n]))
+            ids[n, : len(best)], logprobs[n, : len(best)] = best, values
+        return ids, logprobs
 
     def _histories(self, flight: LedgerFlight, masks: Masks) -> dict[int, int]:
         """How many tokens the op of each draw with penalties generated; the history must spell the draw's prefix. A
@@ -287,7 +294,9 @@ def _check_draws(batch: Batch, runner: LedgerRunner) -> None:
         _refuse(at + "the fields of the draws differ in length")
     if any(not 0 <= r < len(draws) or _outside(tokens, runner.vocab) for r, tokens, _ in draws.bias):
         _refuse(at + "a bias names a draw or a token that does not exist")
-    if len(targets.rows) != len(targets.tokens) or _outside(targets.rows, len(batch)):
+    if len(targets.rows) != len(targets.tokens) or len(targets.top) not in (0, len(targets)):
+        _refuse(at + "the fields of the targets differ in length")
+    if _outside(targets.rows, len(batch)):
         _refuse(at + "a target names a token that does not exist")
     if _outside(targets.tokens, runner.vocab):
         _refuse(at + "a target is outside the vocabulary")

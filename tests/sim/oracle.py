@@ -5,6 +5,7 @@ In: the ops of a program and a `Law`. Out: each op's outcome: tokens and why the
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,6 +155,8 @@ class Oracle:
             return self._generate(branch, op)
         if isinstance(op, m.Choose):
             return self._choose(branch, op)
+        if isinstance(op, m.Score):
+            return self._score(branch, op)
         raise TypeError(f"the oracle knows no {type(op).__name__}")
 
     def _value(self, op: str) -> tuple[int, ...]:
@@ -237,6 +240,26 @@ class Oracle:
         choice_logprobs = tuple(tuple(row) for row in rows)
         return Outcome(
             tokens=op.choices[winner], prompt=prompt, winner=winner, scores=scores, choice_logprobs=choice_logprobs
+        )
+
+    def _score(self, branch: _Branch, op: m.Score) -> Outcome:
+        tokens = branch.tokens
+        if not tokens:
+            raise _Failed("generation")
+        self._values[op.op] = ()
+        logprobs, tops = [], []
+        for p in range(op.start, len(tokens)):
+            prefix = self.law.prefix(np.array(tokens[:p], np.int32))
+            own = self.law.logprob(np.array([prefix]), np.array([tokens[p]], np.int32))[0]
+            logprobs.append(float(own) if p else math.nan)
+            ids, values = self.law.top(prefix, op.top)
+            tops.append(tuple(zip(ids.tolist(), values.tolist(), strict=True)) if p else ())
+        return Outcome(
+            tokens=tuple(tokens[op.start :]),
+            reason="stop",
+            prompt=len(tokens),
+            logprobs=tuple(logprobs),
+            tops=tuple(tops) if op.top else (),
         )
 
     def _logprobs(self, prompt: Sequence[int], choice: Sequence[int]) -> list[float]:

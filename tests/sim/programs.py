@@ -82,9 +82,12 @@ def _step(d: Draft, seq: str) -> None:
         d.ops.append(m.Fork(name, seq, into))
         d.open += into
         d.children += [(seq, child) for child in into]
-    elif kind < 0.92:
+    elif kind < 0.91:
         _join(d, seq)
-    elif kind < 0.95:
+    elif kind < 0.97:
+        start = d.rng.choice((0, 0, 1, d.rng.randint(0, 40), 1 << 30))
+        d.ops.append(m.Score(d.name(seq), seq, start, d.rng.choice((0, 0, 3, 20))))
+    elif kind < 0.98:
         put = m.Put(d.name(seq), seq, d.tokens(3))
         d.ops.append(put)
         d.values.append(put.op)

@@ -55,7 +55,8 @@ class Client:
     ended: bool = False
     aborted: bool = False
     over: m.Over | None = None
-    sampled: dict[str, list[m.Sampled]] = field(default_factory=dict)
+    began: dict[str, m.Began] = field(default_factory=dict)
+    sampled: dict[str, list[m.Sampled | m.Scored]] = field(default_factory=dict)
     results: dict[str, m.AnyNews] = field(default_factory=dict)
 
 
@@ -96,9 +97,13 @@ class World:
             assert client.over is None, f"{news} after the end of its program"
             if isinstance(news, m.Over):
                 client.over = news
-            elif isinstance(news, m.Sampled):
+            elif isinstance(news, m.Sampled | m.Scored):
+                assert isinstance(news, m.Scored) or news.op in client.began, f"{news} before its beginning"
                 client.sampled.setdefault(news.op, []).append(news)
-            elif not isinstance(news, m.Began):
+            elif isinstance(news, m.Began):
+                assert news.op not in client.began, f"{news} begins twice"
+                client.began[news.op] = news
+            else:
                 assert news.op not in client.results, f"two results: {client.results[news.op]} and {news}"
                 client.results[news.op] = news
 
@@ -205,19 +210,24 @@ class World:
                 assert expected is not None
                 assert not expected.kind, f"{op}: {result}, not {expected}"
                 _compare(op, result, expected, client.sampled.get(op.op, []))
+                if isinstance(result, m.Done | m.Chosen) and not self.scene.faults:  # which make it compute again
+                    began = client.began[op.op]
+                    assert (began.prompt, began.cached) == (result.prompt, result.cached), f"{began}, and {result}"
             elif whole and expected is not None:
                 silent = isinstance(op, (m.Append, m.Put, m.Close)) and not expected.kind
                 assert silent, f"{op} has no result, expected {expected}"
 
 
-def _compare(op: m.AnyOp, result: m.AnyNews, expected: Outcome, sampled: list[m.Sampled]) -> None:
+def _compare(op: m.AnyOp, result: m.AnyNews, expected: Outcome, sampled: list[m.Sampled | m.Scored]) -> None:
     if isinstance(result, m.Done):
-        tokens = tuple(t for news in sampled for t in news.tokens)[: result.keep] + result.tail
+        said = tuple(t for news in sampled for t in news.tokens)
+        tokens = said if isinstance(op, m.Score) else said[: result.keep] + result.tail
         assert tokens == expected.tokens, f"{op}: sampled {tokens}, not {expected.tokens}"
         assert (result.reason, result.matched) == (expected.reason, expected.matched)
         assert result.prompt == expected.prompt
         assert 0 <= result.cached <= result.prompt, f"{result}"
-        assert tuple(v for news in sampled for v in news.logprobs) == expected.logprobs
+        logprobs = [v for news in sampled for v in news.logprobs]
+        assert np.array_equal(logprobs, expected.logprobs, equal_nan=True), f"{op}: {logprobs}, not {expected.logprobs}"
         assert tuple(row for news in sampled for row in news.tops) == expected.tops
     elif isinstance(result, m.Chosen):
         assert result.winner == expected.winner, f"{op}: chose {result}, not {expected}"

@@ -1,0 +1,250 @@
+"""`benchmarks/gpu.py` without a GPU: its floors, its table, its sections, and all of it at toy size in Triton's interpreter.
+No timing is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from ramet.runtime.models.hub import PRESETS
+
+SCRIPT = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "gpu.py"
+H100 = {"bandwidth": 3.0e12, "rate": 798e12}
+
+
+@pytest.fixture(scope="module")
+def parts() -> Iterator[SimpleNamespace]:
+    """The script's modules, found as the script finds them."""
+    import importlib
+
+    sys.path.insert(0, str(SCRIPT.parent))
+    names = ("floors", "report", "session", "plan", "engine", "checks", "models", "picture")
+    yield SimpleNamespace(**{name: importlib.import_module(f"gpu_parts.{name}") for name in names})
+    sys.path.remove(str(SCRIPT.parent))
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "context", "ms"),
+    [
+        ("llama-3.1-8b", 1, 1024, 5.05),
+        ("llama-3.1-8b", 256, 1024, 16.5),
+        ("llama-3.1-8b", 32, 8192, 16.5),
+        ("llama-3.2-1b", 1, 1024, 0.84),
+        ("qwen3-0.6b", 1, 1024, 0.44),
+        ("qwen3-0.6b", 128, 1024, 5.43),
+        ("smollm2-135m", 1, 1024, 0.10),
+    ],
+)
+def test_decode_floors(parts, model, batch, context, ms):
+    """Against figures that were computed by hand."""
+    found = parts.floors.decode_seconds(PRESETS[model], parts.floors.Limits(**H100), batch, context)
+    assert 1e3 * found == pytest.approx(ms, rel=0.03, abs=0.006)
+
+
+def test_a_shared_prefix_is_read_once(parts):
+    spec, limits = PRESETS["qwen3-0.6b"], parts.floors.Limits(**H100)
+    apart = parts.floors.decode_seconds(spec, limits, 16, 8192)
+    shared = parts.floors.decode_seconds(spec, limits, 16, 8192, shared=8192)
+    assert 1e3 * apart == pytest.approx(5.56, rel=0.03)
+    assert apart - shared == pytest.approx(15 * 8192 * parts.floors.kv_bytes(spec) / 3.0e12)
+
+
+def test_prefill_and_mix_floors(parts):
+    limits = parts.floors.Limits(**H100)
+    flops = parts.floors.prefill_flops(PRESETS["llama-3.1-8b"], [1024])
+    assert 1e3 * flops / limits.rate == pytest.approx(18.3, rel=0.03)
+    spec = PRESETS["qwen3-0.6b"]
+    requests = parts.floors.mix(256, 100, 1024, spec.vocab)
+    assert requests == parts.floors.mix(256, 100, 1024, spec.vocab)
+    assert all(100 <= len(r.prompt) <= 1024 and 100 <= r.tokens <= 1024 for r in requests)
+    tokens = sum(request.tokens for request in requests)
+    assert tokens / parts.floors.mix_seconds(spec, limits, requests) == pytest.approx(25_689, rel=0.05)
+
+
+def test_the_table(parts):
+    row, target = parts.report.Row, parts.report.Target
+    rows = [
+        row("decode", "batch 1", 5.6, "ms", 5.05, None, 5.05 / 5.6, target(least=0.8), "179 tok/s"),
+        row("structured", "all masked", 1.2, "ms", None, 1.0, 1.2, target(most=1.1)),
+        row("check", "attention", math.nan, "rel. error", target=target(most=0.01), must=True),
+        row("limits", "copy", 3.0, "TB/s"),
+    ]
+    assert [r.met for r in rows] == [True, False, False, None]
+    assert parts.report.cells(rows[0]) == (
+        *("decode", "batch 1", "5.60", "ms", "5.05", "", "0.902", ">= 0.8", "yes", "179 tok/s"),
+    )
+    assert parts.report.cells(rows[2])[2] == "nan"
+    made = parts.report.Report({}, rows=rows)
+    assert made.broken == ["check: attention is nan, target <= 0.01"], "a slow figure is no defect"
+    assert made.table("x").row_count == 4
+    values = (0, 0.0001234, 0.5, 12.345, 123456.7)
+    assert [parts.report.figure(value) for value in values] == ["0", "0.00012", "0.500", "12.3", "123,457"]
+    assert parts.report.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+def test_what_was_found_is_on_the_disk_after_every_section(parts, tmp_path):
+    """A failing section and one that would take too long are told, and the others run."""
+    path = tmp_path / "gpu-x.json"
+    report = parts.report.Report({"device": "x"}, path)
+    place = SimpleNamespace(toy=True)
+    kept = parts.models.Models(place, parts.models.TOY)
+    opened = parts.session.Session(place, parts.models.TOY, report, kept, tmp_path, deadline=time.monotonic() + 60.0)
+    seen: list[dict[str, object]] = []
+
+    def fine(session):
+        session.add(parts.report.Row("a", "what", 1.0, "ms", note="n"))
+
+    def fails(session):
+        raise ValueError("no")
+
+    def looks(session):
+        seen.append(json.loads(path.read_text(encoding="utf-8")))
+
+    section = parts.session.Section
+    parts.session.run(
+        opened,
+        [
+            section("a", "m", 1, fine),
+            section("b", "", 1, fails),
+            section("c", "", 1000, fine),
+            section("d", "", 1, looks),
+        ],
+    )
+    assert [(o.name, o.status) for o in report.outcomes] == [
+        ("a m", "done"),
+        ("b", "failed"),
+        ("c", "skipped"),
+        ("d", "done"),
+    ]
+    assert report.broken == ["b: ValueError: no"]
+    assert [row["what"] for row in seen[0]["rows"]] == ["what"]
+    assert [o["status"] for o in seen[0]["sections"]] == ["done", "failed", "skipped"]
+    log = (tmp_path / "gpu.log").read_text(encoding="utf-8")
+    assert "what | 1.00 | ms | n" in log
+    assert "ValueError: no" in log
+    assert "c: skipped, 60 s are left" in log
+
+
+def test_sections_of_a_run(parts):
+    every = parts.plan.sections((), (), toy=False)
+    assert {section.kind for section in every} == set(parts.plan.KINDS)
+    assert {section.model for section in every if section.kind == "mix"} == set(parts.models.MODELS)
+    chosen = parts.plan.sections(("decode", "host"), ("llama-3.2-1b",), toy=False)
+    assert [section.name for section in chosen] == ["limits", "decode llama-3.2-1b", "host llama-3.2-1b"]
+    toy = parts.plan.sections((), (), toy=True)
+    assert {section.kind for section in toy} == set(parts.plan.KINDS)
+
+
+def test_busy_time_is_a_union(parts):
+    assert parts.engine.union([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
+    assert parts.engine.union([]) == 0
+
+
+def test_a_wrong_token_is_seen(parts):
+    """The check of sampling: the best token loses nothing, others do, one that is cut away is impossible."""
+    from gpu_parts.ragged import draws
+
+    from ramet.kernels.noise import gumbels
+    from ramet.runtime.batch import Masks
+
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    greedy, cut = draws(1), draws(1, temperature=1.0, top_k=3)
+    assert parts.checks.regret(logits, greedy, 0, Masks(), int(logits.argmax())) == 0
+    assert parts.checks.regret(logits, greedy, 0, Masks(), int(logits.argmin())) > 1
+    assert parts.checks.regret(logits, cut, 0, Masks(), int(logits.argmin())) == math.inf
+    assert parts.checks.regret(logits, cut, 0, Masks(), -1) == math.inf
+    best = logits.topk(3).indices.tolist()
+    scores = logits.double().numpy() + gumbels(0, 9, 50)
+    first, *others = sorted(best, key=lambda token: -scores[token])
+    assert parts.checks.regret(logits, cut, 0, Masks(), first) == 0
+    assert parts.checks.regret(logits, cut, 0, Masks(), others[0]) > 0
+    forbidden = np.full(2, 0xFFFFFFFF, np.uint32)
+    forbidden[first // 32] ^= np.uint32(1 << first % 32)
+    assert parts.checks.regret(logits, cut, 0, Masks(allowed=((0, forbidden),)), first) == math.inf
+
+
+def test_the_float64_attention_is_the_reference(parts):
+    from gpu_parts.ragged import Span, batch
+
+    from ramet.kernels import reference
+    from ramet.kernels.ops import Layout
+    from ramet.runtime.models.decoder import rope_angles
+    from ramet.runtime.models.spec import Rope
+
+    layout = Layout(4, 2, 16, 0.25, (30,))
+    made, capacity = batch([Span(0, 20), Span(40, 41), Span(60, 61, shared=15)])
+    cache = torch.randn(2, 2, capacity + 1, 16, generator=torch.Generator().manual_seed(1))
+    q = torch.randn(len(made), 4, 16, generator=torch.Generator().manual_seed(2))
+    plan = reference.plan(made, layout, rope_angles(Rope(), 16, 64, torch.device("cpu")), capacity)
+    wanted = reference.attention(q, layout, plan, cache, 30, torch.float32)
+    assert parts.checks.error(wanted, parts.checks.attend(q, made, layout, cache, 30)) < 1e-6
+
+
+def test_random_weights_are_those_of_the_spec(parts):
+    spec = replace(PRESETS["tiny"], layers=1, vocab=300)
+    weights = parts.models.random_on(spec, torch.float32, torch.device("cpu"))
+    assert {name: tuple(w.shape) for name, w in weights.items()} == spec.tensor_shapes()
+    assert float(weights["layers.0.q"].std()) == pytest.approx(spec.hidden**-0.5, rel=0.1)
+
+
+def test_the_picture(parts, tmp_path):
+    pytest.importorskip("matplotlib")
+    row, target = parts.report.Row, parts.report.Target
+    report = parts.report.Report({"device": "x", "date": "y"})
+    assert not parts.picture.draw(report, tmp_path / "none.png")
+    report.rows += [
+        row("decode", "batch 1", 5.6, "ms", 5.05, None, 0.9, target(least=0.8)),
+        row("mix", "all", 1.0, "tok/s", None, 0.1, 10.0, target(least=2)),
+        row("decode", "not run", math.nan, "ms", ratio=math.nan),
+    ]
+    assert parts.picture.draw(report, tmp_path / "some.png")
+    assert (tmp_path / "some.png").read_bytes().startswith(b"\x89PNG")
+
+
+def _run(*options: str, cwd: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", str(SCRIPT), *options]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds, check=False
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_sentence(tmp_path):
+    done = _run(cwd=tmp_path, seconds=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("benchmarks/gpu.py needs a GPU: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_section_is_named(tmp_path):
+    done = _run("--dry-run", "--only", "decode,weather", cwd=tmp_path, seconds=60)
+    assert done.returncode == 1
+    assert "--only weather: choose of limits, " in done.stderr
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the host's device has no compiler")
+def test_every_section_at_toy_size(parts, tmp_path):
+    done = _run("--dry-run", cwd=tmp_path, seconds=280)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "NO MEASUREMENT" in done.stdout
+    assert "WRONG" not in done.stdout
+    for kind in parts.plan.KINDS:
+        line = next(line for line in done.stdout.splitlines() if line.startswith(f"== {kind}") and "done" in line)
+        assert "failed" not in line
+    assert list(tmp_path.iterdir()) == []
+    assert not list((SCRIPT.parent / "results").glob("gpu-interpreter*"))
