@@ -7,6 +7,8 @@ torch, triton, transformers, tokenizers, msgspec and rich:
 
     make types && PYTHONPATH=build/types PYTHONUNBUFFERED=1 python3 -P benchmarks/gpu.py --out build/gpu
 
+(`pytest -m gpu` holds the same checks in full, and more of them.)
+
 Logs, gpu-<device>.json and .png are in --out (default: benchmarks/results) after every section. Exit status: 0; 1 when
 a section failed or something that must be right is not; 2 without a GPU. `--dry-run` goes through everything at toy
 size in Triton's interpreter: its figures mean nothing, and no file is written.
@@ -122,7 +124,7 @@ def main() -> int:
     models = choice(options.models, MODELS, "--models")
     kinds = choice(options.only, plan.KINDS, "--only")
     opening = opened(options, models)
-    session.run(opening, plan.sections(kinds, models, toy=options.dry_run))
+    session.run(opening, plan.sections(kinds, models, toy=options.dry_run, limits=not options.rehearse))
     return told(opening, options)
 
 

@@ -8,78 +8,21 @@ It stands among the examples because it is what they are: a user of ramet, and n
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 
-from rich.console import Console, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
 import ramet as rt
 from ramet.examples.skeleton_of_thought import skeleton_of_thought
 from ramet.frontend.backends.base import Backend
-from ramet.frontend.ir import Event, Finished, Forked, Started, Token, Usage
+from ramet.frontend.commands.picture import follow
+from ramet.frontend.commands.screen import plain
+from ramet.frontend.ir import Usage
 from ramet.frontend.replay import Recorder, one_by_one
 
 QUESTION = "How can a small team keep its software simple?"
-FRAME = 0.1  # seconds between two drawings of the tree
 COLUMNS = ("calls", "prompt", "cached", "computed", "generated", "steps", "seconds")
-
-
-@dataclass
-class Branch:
-    """What the picture shows of one sequence."""
-
-    title: str
-    calls: dict[str, str] = field(default_factory=dict)  # op → "name: text so far"
-    working: bool = False
-    children: list[Branch] = field(default_factory=list)
-
-
-class Picture:
-    """The branches of a run, from its events."""
-
-    def __init__(self) -> None:
-        self.root = Branch("root")
-        self._branches = {"0": self.root}
-
-    def take(self, event: Event) -> None:
-        """Bring the picture up to date."""
-        if isinstance(event, Forked):
-            parent = self._branches[event.seq]
-            for index, name in enumerate(event.into):
-                self._branches[name] = Branch(f"branch {index + 1}")
-                parent.children.append(self._branches[name])
-        elif isinstance(event, Started | Token | Finished):
-            branch = self._branches[event.seq]
-            branch.working = not isinstance(event, Finished)
-            known = branch.calls.setdefault(event.op, f"{event.var}: ")
-            branch.calls[event.op] = known + (event.text if isinstance(event, Token) else "")
-
-    def draw(self, width: int) -> RenderableType:
-        """The picture as a tree whose lines fit `width` columns: the newest words of every call."""
-        tree = Tree(Text("skeleton of thought", style="bold"), guide_style="dim")
-        self._grow(tree, self.root, max(20, width - 12))
-        return tree
-
-    def _grow(self, tree: Tree, branch: Branch, width: int) -> None:
-        mark = "●" if branch.working else "✓"
-        node = tree.add(Text(f"{mark} {branch.title}", style="cyan" if branch.working else "green"))
-        for text in branch.calls.values():
-            node.add(Text(_newest(text, width)))
-        for child in branch.children:
-            self._grow(node, child, width - 4)
-
-
-def _newest(text: str, width: int) -> str:
-    """`text` on one line; of a long one its name and its end."""
-    line = " ".join(text.split())
-    if len(line) <= width:
-        return line
-    name, _, rest = line.partition(": ")
-    return f"{name}: …{rest[-max(1, width - len(name) - 3) :]}"
 
 
 def tour(
@@ -93,10 +36,10 @@ def tour(
     console.print(f"question: {question}", highlight=False)
     start = time.perf_counter()
     run = skeleton_of_thought.using(backend=recorder)(question, points=points, max_tokens=max_tokens)
-    _follow(run.events(), console)
+    follow(run.events(), console, "skeleton of thought")
     answer = run.result()
     seconds = time.perf_counter() - start
-    console.print(f"\n{answer}\n", highlight=False, markup=False, soft_wrap=not console.is_terminal)
+    console.print(f"\n{plain(answer)}\n", highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
     [recording] = recorder.programs
     program = _with_seconds(recording.usage, seconds)
@@ -109,24 +52,6 @@ def tour(
 def _with_seconds(usage: Usage, seconds: float) -> Usage:
     fields = {name: getattr(usage, name) for name in Usage.__struct_fields__}
     return Usage(**{**fields, "seconds": seconds})
-
-
-def _follow(events: Iterable[Event], console: Console) -> None:
-    if not console.is_terminal:
-        for event in events:
-            if isinstance(event, Finished):
-                made, cached = event.meta.completion_tokens, event.meta.cached_tokens
-                line = f"{made} tokens, {cached} of {event.meta.prompt_tokens} prompt tokens cached"
-                console.print(f"  {event.seq} {event.var}: {line}", highlight=False, soft_wrap=True)
-        return
-    picture, drawn = Picture(), 0.0
-    with Live(console=console, auto_refresh=False) as live:
-        for event in events:
-            picture.take(event)
-            if time.monotonic() - drawn >= FRAME:
-                live.update(picture.draw(console.width), refresh=True)
-                drawn = time.monotonic()
-        live.update(picture.draw(console.width), refresh=True)
 
 
 def report(console: Console, program: Usage, apart: Usage) -> None:

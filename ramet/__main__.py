@@ -7,7 +7,7 @@ they need when they run, so that `ramet --help` does not load torch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +16,6 @@ import typer
 from ramet.frontend.errors import RametError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ramet.frontend.backends.engine import Engine
 
 app = typer.Typer(
@@ -29,6 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Model = Annotated[str, typer.Option(help='"default", a directory, a .gguf file, a hub id, or "random:<preset>".')]
+Temperature = Annotated[float | None, typer.Option(min=0.0, help="0 is greedy; left out: the program's, or 0.7.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Of each answer, at most; left out: until it ends.")]
+ApiKey = Annotated[str, typer.Option(help="For a server; rather set $OPENAI_API_KEY: others can see arguments.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 is one per core.")]
 
 
@@ -39,11 +40,18 @@ def outcomes() -> Iterator[None]:
         yield
     except RametError as error:
         sys.stdout.flush()
-        sys.stderr.write(f"error: {error}\n")
-        raise typer.Exit(1) from None
+        line = " ".join(str(error).split())  # messages quote what others wrote
+        sys.stderr.write("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) + "\n")
+        raise typer.Exit(2 if _is_usage(error) else 1) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise typer.Exit(130) from None
+
+
+def _is_usage(error: RametError) -> bool:
+    from ramet.frontend.commands import WrongUsage
+
+    return isinstance(error, WrongUsage)
 
 
 def _show_version(wanted: bool) -> None:
@@ -76,10 +84,55 @@ def demo(
 
     with outcomes():
         from ramet.examples.demo import QUESTION, tour
+        from ramet.frontend.commands.opening import opened_engine
 
         console = Console()
-        with _engine(model, console, threads) as engine:
+        with opened_engine(model, console, threads) as engine:
             tour(engine, console, question or QUESTION, points=points, max_tokens=max_tokens)
+
+
+@app.command()
+def chat(
+    url: Annotated[str, typer.Argument(help="A server; left out: $OPENAI_BASE_URL, else an engine here.")] = "",
+    model: Annotated[str, typer.Option(help="Which model; left out: the server's first, or the default one.")] = "",
+    system: Annotated[str, typer.Option(help="The system message.")] = "",
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    api_key: ApiKey = "",
+    threads: Threads = 0,
+) -> None:
+    """Talk to a model: on the terminal, or with a prompt that is piped in."""
+    with outcomes():
+        from ramet.frontend.commands.chat import Options, chat
+
+        chat(Options(url, model, system, max_tokens, temperature, api_key, threads))
+
+
+@app.command()
+def run(
+    target: Annotated[
+        str, typer.Argument(metavar="FILE.py[:NAME]", help="A file with an @function; or a prompt.")
+    ] = "",
+    prompt: Annotated[str, typer.Argument(help="The program's first argument that no --arg gives.")] = "",
+    arg: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An argument; repeatable.")] = None,
+    model: Annotated[str, typer.Option(help="Which model, as in `ramet models`, or as the server calls it.")] = "",
+    url: Annotated[str, typer.Option(help="Run on this server instead of an engine here.")] = "",
+    api_key: ApiKey = "",
+    seed: Annotated[int | None, typer.Option(help="Of all sampling noise; left out: a new one.")] = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
+    threads: Threads = 0,
+    events: Annotated[bool, typer.Option("--events", help="Print every event, and the result, as JSON Lines.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    html: Annotated[str, typer.Option(metavar="FILE", help="Write the run as a page, too.")] = "",
+) -> None:
+    """Run a program of a file, or answer one prompt ("-": from standard input)."""
+    with outcomes():
+        from ramet.frontend.commands.run import Options, run
+
+        given = (tuple(arg or ()), model, url, api_key, seed, temperature, max_tokens, threads, events, json, html)
+        if status := run(Options(target, prompt, *given)):
+            raise typer.Exit(status)
 
 
 @app.command()
@@ -112,8 +165,9 @@ def doctor(model: Model = "default", threads: Threads = 0) -> None:
         for name, value in _facts():
             typer.echo(f"{name:12} {value}")
         start = time.perf_counter()
-        console = Console(stderr=True)
-        with _engine(model, console, threads) as engine:
+        from ramet.frontend.commands.opening import opened_engine
+
+        with opened_engine(model, Console(stderr=True), threads) as engine:
             loaded = time.perf_counter()
             text = _one_token(engine)
             typer.echo(
@@ -141,16 +195,52 @@ def _facts() -> Iterator[tuple[str, str]]:
     import torch
 
     from ramet.runtime.models.fetch import cache_directory
+    from ramet.runtime.sizing import free_memory, native_dtype, size
 
     cache = cache_directory()
     home = next((p for p in (cache, *cache.parents) if p.exists()), cache)
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads, cuda: {torch.cuda.is_available()}"
-    yield "cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
+    yield from _devices()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    features = [name for name in ("avx2", "avx512", "avx512_bf16", "vnni", "amx_tile") if _has(name)]
+    yield "cpu", f"{cores} cores; {', '.join(features) or 'no vector extensions that torch names'}"
+    native = str(native_dtype()).removeprefix("torch.")
+    yield "cpu dtype", f"{native}{'' if native == 'bfloat16' else ': this processor does not compute with bfloat16'}"
     if "SC_PHYS_PAGES" in os.sysconf_names:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        yield "memory", f"{total / 2**30:.1f} GiB"
-    yield "cache", f"{cache}, {shutil.disk_usage(home).free / 2**30:.1f} GiB free"
+        yield "memory", f"{size(total)}, {size(free_memory())} free"
+    yield "cache", f"{cache}, {size(shutil.disk_usage(home).free)} free"
+
+
+def _has(feature: str) -> bool:
+    import torch
+
+    probe = getattr(torch.cpu, f"_is_{feature}_supported", None)  # their names change between versions of torch
+    return probe is not None and bool(probe())
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    """The device that an engine here would take, why not another, and what that one has."""
+    from importlib import metadata
+
+    import torch
+
+    from ramet.runtime.device import look, unusable
+    from ramet.runtime.sizing import size
+
+    found = look()
+    reason = unusable(found)
+    yield "device", "cuda" if not reason else "cpu"
+    if found.available:
+        major, minor = found.capability
+        free, total = torch.cuda.mem_get_info()
+        yield "cuda", f"{found.name}, compute capability {major}.{minor}, {size(total)}, {size(free)} free"
+    if reason:
+        yield "no cuda", reason
+    else:
+        yield "cuda dtype", "bfloat16; float16 and float32 with --dtype, int8, int4 and fp8 weights with --weights"
+    yield "triton", metadata.version("triton") if found.triton else "not installed; GPUs need it: ramet[gpu]"
 
 
 # Their flags are made from the settings, by a parser of their own, which is imported when one of them runs.
@@ -173,44 +263,6 @@ def config(context: typer.Context) -> None:
         from ramet.runtime.server import command
 
         command.config(context.args)
-
-
-@contextmanager
-def _engine(model: str, console: Console, threads: int) -> Iterator[Engine]:
-    """An engine, with a progress bar (plain lines where there is no terminal) while its model is fetched."""
-    import time
-
-    from ramet.frontend.backends.engine import Engine
-    from ramet.runtime.models import hub
-
-    with _progress(console) as report:
-        hub.resolve(model, progress=report)
-    start = time.perf_counter()
-    with Engine(model, threads=threads) as engine:
-        info = engine.info()
-        console.print(
-            f"{info['model']}: {info['dtype']}, loaded in {time.perf_counter() - start:.1f} s", highlight=False
-        )
-        yield engine
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function of (phase, bytes done, bytes in all) that draws a bar per phase."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(f"model: {phase}", total=None)
-                if not console.is_terminal:
-                    console.print(f"model: {phase} ({total / 1e6:.0f} MB)", highlight=False)
-            bars.update(tasks[phase], completed=done, total=total or None)
-
-        yield report
 
 
 def main() -> None:

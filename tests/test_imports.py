@@ -104,7 +104,8 @@ def test_modules_open_with_a_docstring_and_stay_short(path):
         assert ast.get_docstring(tree), "a module opens with what flows in and what flows out"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            # a kernel's signature names dozens of pointers and sizes, one a line: what must be short is the body
+            length = (node.end_lineno or node.lineno) - node.body[0].lineno + 1
             assert length <= 60, f"{node.name}: {length} lines"
 
 

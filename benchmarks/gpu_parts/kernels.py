@@ -53,7 +53,7 @@ def row(
 ) -> float:
     """Measure and report; `moved` bytes and `flops` give the limit. Returns microseconds."""
     place = session.place
-    acts = [make() for _ in range(place.copies(int(moved) or 1))]
+    acts = [make() for _ in range(place.copies(int(moved)) if moved else 2)]
     us = 1e3 * place.median_ms(acts, repeats=session.scale.repeats * 4, graph=graph)
     least = 1e6 * max(moved / session.limits.bandwidth, flops / session.limits.rate)
     ratio = least / us if peer is None else peer / us

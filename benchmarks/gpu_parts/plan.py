@@ -40,9 +40,11 @@ ORDER = (
 )  # fmt: skip
 
 
-def sections(kinds: tuple[str, ...], models: tuple[str, ...], *, toy: bool) -> list[Section]:
-    """`kinds` empty: all; `models` empty: those of `ORDER`, else every kind for each of them that is named. The chip's
-    limits are always measured."""
+def sections(
+    kinds: tuple[str, ...], models: tuple[str, ...], *, toy: bool = False, limits: bool = True
+) -> list[Section]:
+    """`kinds` empty: all; `models` empty: those of `ORDER`, else every kind for each of them that is named. With
+    `limits` the chip's are always measured."""
     order = [(kind, model, seconds) for kind, model, seconds in ORDER if not models or model in models]
     named = [(kind, model) for kind, model, _ in order]
     order += [(kind, model, 30) for kind in kinds for model in models if kind in ENGINE and (kind, model) not in named]
@@ -56,7 +58,7 @@ def sections(kinds: tuple[str, ...], models: tuple[str, ...], *, toy: bool) -> l
         Section("real", "", 20, ladder.run_real),
     ]
     made += [Section(kind, model, seconds, _of(kind, model)) for kind, model, seconds in order]
-    return [s for s in made if not kinds or s.kind in kinds or s.kind == "limits"]
+    return [s for s in made if not kinds or s.kind in kinds or (limits and s.kind == "limits")]
 
 
 def _of(kind: str, model: str) -> Callable[[Session], None]:

@@ -41,7 +41,15 @@ def run(session: Session) -> None:
         command = [sys.executable, "-P", script, flag, "--only", sections, "--models", model]
         log = os.devnull if session.out is None else str(session.out / f"rehearsal-{number}.log")
         with open(log, "w", encoding="utf-8") as stream:
-            children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream))
+            children.append(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
+                )
+            )
     late = 0
     for child in children:
         try:

@@ -74,6 +74,7 @@ def run(session: Session, sections: list[Section]) -> None:
             note = f"{session.left:.0f} s are left of the budget, it takes about {section.seconds:.0f}"
             session.say(f"== {section.name}: skipped, {note}")
             session.report.outcomes.append(Outcome(section.name, "skipped", 0.0, note))
+            session.report.flush()
             continue
         session.say(f"== {section.name} ({session.left:.0f} s left)")
         began = time.monotonic()

@@ -161,6 +161,9 @@ class SocketProgram:
                     return
                 await asyncio.sleep(pause(failure.after, failed))
                 failed += 1
+            except Exception as error:  # noqa: BLE001 (the boundary of a program: its reader is told, others go on)
+                self._end(Ended(usage=Usage(), kind="generation", message=f"{type(error).__name__}: {error}"))
+                return
 
     async def _attempt(self) -> None:
         """The whole program on one socket."""

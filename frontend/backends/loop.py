@@ -35,7 +35,7 @@ class Loop:
         self.closers: list[Callable[[], Awaitable[object]]] = []
         self._name = name
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: the collector of garbage may call `close` inside `post`
         self._closed = False
         # In an empty context: the loop's own handles would keep the first caller's context variables for ever.
         self._loop = contextvars.Context().run(asyncio.new_event_loop)
@@ -46,7 +46,10 @@ class Loop:
         """Run `call` on the loop, in the order of posting. Raises `TransportError` when it is closed."""
         with self._lock:
             self._refuse_if_over()
-            self._loop.call_soon_threadsafe(call, context=contextvars.Context())
+            try:
+                self._loop.call_soon_threadsafe(call, context=contextvars.Context())
+            except RuntimeError:  # closed meanwhile
+                raise TransportError(f"{self._name} is closed; make another one") from None
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` on the loop and wait for it in this thread; it bounds its own time. Raises what it raises."""

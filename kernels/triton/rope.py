@@ -19,16 +19,20 @@ class RopePlan(Protocol):
     """What is needed of a plan: positions, slots `[P] int32`; cos, sin `[context, D / 2] float32`."""
 
     @property
-    def positions(self) -> torch.Tensor: ...
+    def positions(self) -> torch.Tensor:
+        """Of the new tokens, `[P] int32`."""
 
     @property
-    def slots(self) -> torch.Tensor: ...
+    def slots(self) -> torch.Tensor:
+        """That the new tokens' K and V go to, `[P] int32`."""
 
     @property
-    def cos(self) -> torch.Tensor: ...
+    def cos(self) -> torch.Tensor:
+        """`[context, D / 2] float32`."""
 
     @property
-    def sin(self) -> torch.Tensor: ...
+    def sin(self) -> torch.Tensor:
+        """`[context, D / 2] float32`."""
 
 
 @triton.jit

@@ -37,7 +37,6 @@ def create_app(service: Service, settings: Settings, metrics: Metrics, routers: 
         title="ramet",
         description="Many branches, one root: LLM programs and completions on one engine.",
         version=metadata.version("ramet"),
-        root_path=settings.root_path,
         docs_url=None,  # its pages come from elsewhere
         redoc_url=None,
         generate_unique_id_function=_operation,

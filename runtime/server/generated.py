@@ -45,6 +45,7 @@ class One:
 
     @property
     def kind(self) -> tuple[object, ...]:
+        """What must be equal for two prompts to be one call."""
         return (self.sampling, self.generate, self.scoring, self.salt, self.label)
 
     @property

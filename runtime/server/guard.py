@@ -53,6 +53,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        scope["root_path"] = self._settings.root_path.rstrip("/")
         headers: Headers = dict(scope["headers"])
         label = _label(headers)
         caller = Caller(label=label)

@@ -205,7 +205,8 @@ def opening_of(version: object, header: object, limits: object, timeout: object,
 
 def json_of(event: ir.Event) -> bytes:
     """An event as JSON. Numbers that JSON does not have: -inf is `LOWEST`, nan is null."""
-    return msgspec.json.encode(plain(event) if isinstance(event, ir.Token | ir.Finished) else event)
+    numbers = isinstance(event, ir.Finished) or (isinstance(event, ir.Token) and bool(event.logprobs))
+    return msgspec.json.encode(plain(event) if numbers else event)
 
 
 def plain(event: ir.Event) -> Any:

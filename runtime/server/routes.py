@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from ramet.runtime.server import anthropic, chat, completions, decisions, generate, ollama, programs, responses, status, tokens
+from ramet.runtime.server import (
+    anthropic,
+    chat,
+    completions,
+    decisions,
+    generate,
+    ollama,
+    programs,
+    responses,
+    status,
+    tokens,
+)
 from ramet.runtime.server.app import Router
 
 ROUTERS: tuple[Router, ...] = (

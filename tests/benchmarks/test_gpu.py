@@ -1,5 +1,5 @@
-"""`benchmarks/gpu.py` without a GPU: its floors, its table, its sections, and all of it at toy size in Triton's interpreter.
-No timing is asserted."""
+"""`benchmarks/gpu.py` without a GPU: its floors, its table, its sections, and all of it at toy size in Triton's
+interpreter. No timing is asserted."""
 
 from __future__ import annotations
 

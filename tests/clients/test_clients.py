@@ -85,7 +85,7 @@ def run(client: str, script: str, *arguments: str) -> None:
 def test_every_client_has_its_script():
     assert set(MUST.values()) | {"schemathesis"} == set(CLIENTS)
     assert set(MAY.values()) == set(EXTRA)
-    assert {path.stem for path in SCRIPTS.glob("*.py")} == {*MUST, *MAY, "sglang_programs"}
+    assert {path.stem for path in SCRIPTS.glob("*.py")} == {*MUST, *MAY, "sglang_programs", "schemathesis_checks"}
 
 
 @pytest.mark.parametrize("script", [name for name in MUST if name not in LONG])

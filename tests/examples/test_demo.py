@@ -7,7 +7,8 @@ import io
 from rich.console import Console
 
 import ramet as rt
-from ramet.examples.demo import Picture, report, tour
+from ramet.examples.demo import report, tour
+from ramet.frontend.commands.picture import Picture
 from ramet.frontend.ir import Finished, Forked, Meta, Started, Token, Usage
 
 ANSWERS = {"outline": "1. Write less\n2. Test more", "body": "Some words about it."}
@@ -48,7 +49,7 @@ def test_the_comparison_replays_all_calls_cold():
 
 
 def test_the_picture_follows_events():
-    picture = Picture()
+    picture = Picture("skeleton of thought")
     for event in (
         Started("0.1", "0", "outline"),
         Token("0.1", "0", "1. Write\n2. Test", "outline"),

@@ -20,9 +20,9 @@ from ramet.frontend.backends.endpoint import Endpoint
 from ramet.frontend.ir import SELECT_METHODS, Finished, Gen, Header, Meta, Sampling, Text
 from ramet.runtime import choices
 
-from ..examples.test_examples_engine import RUNS  # noqa: TID252 (one helper for three folders)
-from ..runtime.engines import long_program, short_program  # noqa: TID252
-from ..server.serving import Served, serving  # noqa: TID252
+from ..examples.test_examples_engine import RUNS
+from ..runtime.engines import long_program, short_program
+from ..server.serving import Served, serving
 from .remotely import Peer, closed_url, first, said, silent, streamed
 
 pytestmark = pytest.mark.model

@@ -15,7 +15,7 @@ import pytest
 import ramet as rt
 from ramet.frontend.backends.engine import Engine
 
-from ..runtime.engines import WAIT, assert_clean, checked_engine, words  # noqa: TID252 (one helper for two folders)
+from ..runtime.engines import WAIT, assert_clean, checked_engine, words
 
 pytestmark = pytest.mark.model
 CONTEXT, POOL = 256, 160

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 import ramet as rt
-from ramet.examples.cascade import ask
+from ramet.examples.cascade import ask, cascade, larger_model
 from ramet.examples.multi_turn_chat import multi_turn_chat
 from ramet.examples.skeleton_of_thought import skeleton_of_thought
 from ramet.frontend.backends.openai import OpenAI
 
-from ..server.serving import Served, serving  # noqa: TID252 (one helper for two folders)
+from ..server.serving import Served, serving
 from .remotely import Peer, closed_url, first, said, streamed
 
 pytestmark = pytest.mark.model
@@ -100,6 +100,14 @@ def test_examples(served: Served, chats: OpenAI) -> None:
     here = ask.using(backend=served.offline())("Why?", max_tokens=6).result(WAIT)
     assert there.text == here.text
     assert there.confidence == pytest.approx(here.confidence)
+    with rt.Mock("no idea", logprob=-9) as small, larger_model([served.url + "/v1", "tiny"]) as large:
+        assert isinstance(large, rt.OpenAI)
+        answer = cascade("Why?", [small, large], max_tokens=6)
+        assert (answer.text, answer.model) == (here.text, 1)
+    with larger_model([served.url]) as endpoint, rt.Mock("no idea", logprob=-9) as small:
+        assert cascade("Why?", [small, endpoint], max_tokens=6) == answer
+    with larger_model([]) as stand_in:
+        assert isinstance(stand_in, rt.Mock)
 
 
 def test_choices_of_one_token(served: Served, chats: OpenAI) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from ramet.frontend.errors import ModelError
 from ramet.kernels import cpu, ops, reference
-from ramet.kernels.triton import TritonOps
 from ramet.kernels.ops import Angles, HeadNorms, Layout, Norm
+from ramet.kernels.triton import TritonOps
 
 from .ragged import Part, batch, softmax
 

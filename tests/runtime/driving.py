@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -35,13 +36,15 @@ class Result:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     tops: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    began: m.Began | None = None
     done: m.Done | m.Chosen | None = None
     failure: m.Failure | None = None
 
     @property
     def bits(self) -> tuple[object, ...]:
-        """All that must be equal to the bit."""
-        return (tuple(self.tokens), tuple(self.logprobs), tuple(self.tops), self.failure and self.failure.message)
+        """All that must be equal to the bit (None for nan, which equals nothing)."""
+        logprobs = tuple(None if math.isnan(p) else p for p in self.logprobs)
+        return (tuple(self.tokens), logprobs, tuple(self.tops), self.failure and self.failure.message)
 
 
 class Drive:
@@ -54,12 +57,16 @@ class Drive:
         self.core = EngineCore(runner, self.port, limits=Limits(**limits), eos=eos, tokenizer=tokenizer)  # type: ignore[arg-type]
         self.results: dict[tuple[str, str], Result] = {}
         self.over: dict[str, m.Over] = {}
+        self._ops: dict[tuple[str, str], m.AnyOp] = {}
         self._seen = 0
         self._names = 0
 
     def order(self, *orders: m.Order) -> None:
         """Hand orders over."""
         self.port.orders += orders
+        for order in orders:
+            if isinstance(order, m.OrderOps):
+                self._ops |= {(order.program, op.op): op for op in order.ops}
 
     def program(self, *ops: m.AnyOp, end: bool = True, namespace: str = "") -> str:
         """Open a program with these ops; its id."""
@@ -87,12 +94,16 @@ class Drive:
             self.over[news.program] = news
             return
         result = self.results.setdefault((news.program, news.op), Result())
-        if isinstance(news, m.Sampled):
+        if isinstance(news, m.Began):
+            assert result.began is None, "an op begins twice"
+            result.began = news
+        elif isinstance(news, m.Sampled | m.Scored):
             result.tokens += news.tokens
             result.logprobs += news.logprobs
             result.tops += news.tops
         elif isinstance(news, m.Done):
-            result.tokens = [*result.tokens[: news.keep], *news.tail]
+            if not isinstance(self._ops.get((news.program, news.op)), m.Score):
+                result.tokens = [*result.tokens[: news.keep], *news.tail]
             result.done = news
         elif isinstance(news, m.Chosen):
             result.done = news

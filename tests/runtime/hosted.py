@@ -21,7 +21,7 @@ from ramet.runtime.models.load import random_weights
 from ramet.runtime.models.spec import Spec
 from ramet.runtime.steps import Packed, TritonSteps
 
-from ..kernels import worklist  # noqa: TID252 (one helper for two folders)
+from ..kernels import worklist
 
 FIELDS = ("positions", "seeds", "temperature", "top_p", "top_k", "min_p")
 WIDTH = 9  # words of a draw: at, position and seed (two each), and four options

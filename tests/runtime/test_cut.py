@@ -7,8 +7,8 @@ import pytest
 from ramet.frontend.ir import Sampling
 from ramet.runtime import messages as m
 
-from ..sim.law import Law  # noqa: TID252 (the ledger is the tests' own fake device)
-from ..sim.ledger import LedgerRunner  # noqa: TID252
+from ..sim.law import Law
+from ..sim.ledger import LedgerRunner
 from .driving import Drive
 
 PROMPT = tuple(range(10, 30))

@@ -18,7 +18,7 @@ from ramet.runtime.graphs import aligned, bucket, buckets, headed
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.spec import Rope, Spec
 
-from ..kernels.ragged import Part, batch, draws  # noqa: TID252 (one helper for three folders)
+from ..kernels.ragged import Part, batch, draws
 from . import hosted
 
 SPEC = Spec("llama", "tiny", 2, 64, 6, 2, 16, 96, 131, 512, 1e-5, Rope(), tied=True, window=150, windowed=(True, False))

@@ -25,7 +25,7 @@ from ramet.runtime.runner import (
     weight_bytes,
 )
 
-from ..kernels.ragged import Part, batch, draws  # noqa: TID252 (one helper for three folders)
+from ..kernels.ragged import Part, batch, draws
 
 SPEC = Spec("llama", "tiny", 2, 64, 6, 2, 16, 96, 131, 512, 1e-5, Rope(), tied=True, window=150, windowed=(True, False))
 DTYPES = [torch.float32, torch.bfloat16]

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ..server.serving import WAIT, Served, serving
+from ..server.serving import WAIT, serving
 
 pytestmark = pytest.mark.model
 HUGE = 10**9
@@ -26,7 +26,6 @@ NATIVE = [  # field of sampling_params, beyond the bounds, inside
     ("n", -1, 1),
     ("temperature", -0.1, 0.1),
     ("temperature", "hot", 1),
-    ("top_p", 0, 0.5),
     ("top_p", 1.1, 1),
     ("top_k", -5, 5),
     ("min_p", 2, 0.1),
@@ -37,7 +36,6 @@ NATIVE = [  # field of sampling_params, beyond the bounds, inside
     ("stop", "x" * 100_000, "x"),
     ("repetition_penalty", -1, 1.1),
     ("frequency_penalty", 1e30, 0.5),
-    ("sampling_seed", -1, 1),
     ("sampling_seed", 10**40, 1),
     ("logit_bias", {str(i): 1 for i in range(301)}, {"1": 1}),
     ("logit_bias", {"99999999": 1}, {"1": 1}),

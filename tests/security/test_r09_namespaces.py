@@ -51,21 +51,23 @@ PATHS = ["/generate", "/v1/completions", "/v1/chat/completions", "/v1/messages",
 
 @pytest.mark.parametrize("path", PATHS)
 def test_keys_do_not_share(served: Served, path: str):
-    cached(served, "alice", path)
-    again, size = cached(served, "alice", path)
-    assert again >= size - 2  # the control: the owner finds it
-    assert cached(served, "bob", path)[0] == 0
-    assert cached(served, "boss", path)[0] == 0
+    text = f"{path}: {SECRET}"
+    first, size = cached(served, "alice", path, text)
+    again, _ = cached(served, "alice", path, text)
+    assert again >= size - 2 > first  # the control: the owner finds it
+    for key in ("bob", "boss"):
+        assert cached(served, key, path, text)[0] <= first  # what other tests of this module have left, no more
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_salts_do_not_share(served: Served, path: str):
-    text = f"salted {SECRET}"
+    text = f"salted, {path}: {SECRET}"
     cached(served, "alice", path, text, cache_salt="one")
     again, size = cached(served, "alice", path, text, cache_salt="one")
     assert again >= size - 2
     for key, salt in (("alice", "two"), ("alice", ""), ("bob", "one")):
-        assert cached(served, key, path, text, **({"cache_salt": salt} if salt else {}))[0] == 0
+        salted = {"cache_salt": salt} if salt else {}
+        assert cached(served, key, path, text, **salted)[0] < size // 2  # the template's own words, at most
 
 
 def test_without_the_rule_the_probe_sees(monkeypatch: pytest.MonkeyPatch):
@@ -78,12 +80,13 @@ def test_without_the_rule_the_probe_sees(monkeypatch: pytest.MonkeyPatch):
 
 def test_guesses_of_a_prompt_find_nothing(served: Served):
     """What PROMPTPEEK does: extend a guess while the count of cached tokens grows."""
-    words = SECRET.split()
-    cached(served, "alice", "/generate")
-    own = [cached(served, "alice", "/generate", " ".join(words[:n]))[0] for n in (4, 8, 12)]
-    other = [cached(served, "bob", "/generate", " ".join(words[:n]) + f" unlike {n}")[0] for n in (4, 8, 12)]
-    assert own == sorted(own) and own[0] > 0 and own[0] < own[-1]
-    # what bob is told is about bob's own guesses: each shares with the one before it, never with alice's rest
-    fresh = [cached(served, "bob", "/generate", f"{n} " + " ".join(words[: n + 1]))[0] for n in (4, 8, 12)]
-    assert fresh == [0, 0, 0]
-    assert other[0] == 0
+    words = f"Guess {SECRET}".split()
+    cached(served, "alice", "/generate", " ".join(words))
+    guesses = [" ".join(words[:n]) for n in range(4, len(words), 4)]
+    own = [cached(served, "alice", "/generate", guess) for guess in guesses]
+    assert all(found >= size - 1 for found, size in own)  # the control: every guess is found whole
+    before = 0
+    for guess in guesses:  # of a guess, bob is told no more than what bob's guess before it has left
+        found, size = cached(served, "bob", "/generate", guess)
+        assert found <= before
+        before = size

@@ -29,7 +29,9 @@ def client(served: Served, key: str) -> httpx.Client:
 @contextmanager
 def running(http: httpx.Client, rid: str) -> Iterator[Iterator[str]]:
     """A long request that has begun; its lines."""
-    with http.stream("POST", "/generate", json={"text": "go", "rid": rid, "stream": True, "sampling_params": LONG}) as answer:
+    with http.stream(
+        "POST", "/generate", json={"text": "go", "rid": rid, "stream": True, "sampling_params": LONG}
+    ) as answer:
         lines = answer.iter_lines()
         next(lines)
         yield lines
@@ -75,16 +77,16 @@ def test_the_same_id_in_two_namespaces(served: Served):
 
 def test_an_id_that_is_under_way_is_refused(served: Served):
     body = {"text": "go", "rid": "twice", "sampling_params": {"max_new_tokens": 1}}
-    with client(served, "alice") as alice, client(served, "bob") as bob:
-        with running(alice, "twice"):
-            assert alice.post("/generate", json=body).status_code == 409
-            assert bob.post("/generate", json=body).status_code == 200
-            aborted(alice, rid="twice")
+    with client(served, "alice") as alice, client(served, "bob") as bob, running(alice, "twice"):
+        assert alice.post("/generate", json=body).status_code == 409
+        assert bob.post("/generate", json=body).status_code == 200
+        aborted(alice, rid="twice")
 
 
 def test_ids_in_headers_are_escaped(served: Served):
     with client(served, "alice") as alice:
         answer = alice.post(
-            "/generate", json={"text": "go", "rid": "a\r\nX-Evil: 1\u00e9\u4e2d", "sampling_params": {"max_new_tokens": 1}}
+            "/generate",
+            json={"text": "go", "rid": "a\r\nX-Evil: 1\u00e9\u4e2d", "sampling_params": {"max_new_tokens": 1}},
         )
     assert answer.status_code in (200, 400) and "x-evil" not in answer.headers

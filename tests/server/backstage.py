@@ -14,7 +14,7 @@ from ramet.runtime.server.call import Begun, Call, Caller, Piece, Prompt
 from ramet.runtime.server.gate import GateLimits
 from ramet.runtime.server.service import Service
 
-from ..runtime.engines import TINY, WAIT, checked_engine  # noqa: TID252 (one helper for two folders)
+from ..runtime.engines import TINY, WAIT, checked_engine
 
 T = TypeVar("T")
 ME = Caller(namespace="me", label="r1")

@@ -103,8 +103,7 @@ def test_length_and_chunks_together(served: Served):
     with connected(served.url) as connection:
         connection.sendall(
             b"POST /concate_and_append_request HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
-            b"Content-Length: %d\r\n\r\n" % len(body)
-            + body
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
         )
         connection.settimeout(1.0)
         data = until_closed(connection)
@@ -148,14 +147,23 @@ def hostile(url: str) -> list[tuple[int, float]]:
     """What a server answers to things that are too much, and after how many seconds."""
     deep = b"[" * 100_000
     found = []
-    for body in (b"x" * (50 << 20), deep, b'{"text": NaN}', b'{"text": "\\ud800"}', b'{"input_ids": [' + b"1," * 400_000 + b"1]}"):
+    for body in (
+        b"x" * (50 << 20),
+        deep,
+        b'{"text": NaN}',
+        b'{"text": "\\ud800"}',
+        b'{"input_ids": [' + b"1," * 400_000 + b"1]}",
+    ):
         status, _, seconds = answer_to(url, request("POST", "/generate", body=body))
         found.append((status, seconds))
     return found
 
 
 def test_bad_requests_do_not_disturb_a_stream(served: Served):
-    body: dict[str, Any] = {"text": "count", "sampling_params": {"max_new_tokens": 200, "temperature": 0, "ignore_eos": True}}
+    body: dict[str, Any] = {
+        "text": "count",
+        "sampling_params": {"max_new_tokens": 200, "temperature": 0, "ignore_eos": True},
+    }
     with httpx.Client(base_url=served.url, timeout=WAIT) as http:
         alone = http.post("/generate", json=body).json()
         with http.stream("POST", "/generate", json={**body, "stream": True}) as answer:

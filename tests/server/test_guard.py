@@ -32,7 +32,11 @@ class Inside:
 
 
 def asked(
-    settings: Settings, *headers: tuple[str, str], path: str = "/v1/models", method: str = "GET", parts: tuple[bytes, ...] = ()
+    settings: Settings,
+    *headers: tuple[str, str],
+    path: str = "/v1/models",
+    method: str = "GET",
+    parts: tuple[bytes, ...] = (),
 ) -> tuple[int, list[Caller]]:
     """The status that a request gets, and the callers that got in."""
     inside, sent = Inside(), list[Message]()
@@ -102,7 +106,9 @@ def test_open_paths(path: str):
     assert asked(KEYED, path=path)[0] == 200
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/health/", "//health", "/health/x", "/HEALTH", "", "/docs", "/openapi.json"])
+@pytest.mark.parametrize(
+    "path", ["/metrics", "/health/", "//health", "/health/x", "/HEALTH", "", "/docs", "/openapi.json"]
+)
 def test_everything_else_is_closed(path: str):
     assert asked(KEYED, path=path)[0] == 401
 
@@ -178,7 +184,9 @@ def test_a_deadline_is_the_smaller_of_both():
     async def deadlines() -> list[float | None]:
         guard = Guard(Inside(), Settings(request_timeout=5.0))
         now = asyncio.get_running_loop().time()
-        found = [guard._deadline(headers) for headers in ({}, {b"x-request-timeout": b"2"}, {b"x-request-timeout": b"9"})]
+        found = [
+            guard._deadline(headers) for headers in ({}, {b"x-request-timeout": b"2"}, {b"x-request-timeout": b"9"})
+        ]
         return [round(each - now) for each in found if each is not None]
 
     assert asyncio.run(deadlines()) == [5, 2, 5]

@@ -170,5 +170,6 @@ def test_killed_while_idle(served: Served):
     assert served.service.restarts == before + 1
 
 
-def test_killed_ten_times(served: Served):
-    check(served, 10, seed=1)
+@pytest.mark.parametrize(("kills", "seed"), [(3, 1), pytest.param(10, 2, marks=pytest.mark.clients)])
+def test_killed_under_mixed_load(served: Served, kills: int, seed: int):
+    check(served, kills, seed)

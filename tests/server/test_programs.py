@@ -18,7 +18,7 @@ from ramet.frontend import ir
 from ramet.frontend.replay import Recorder, Recording
 from ramet.runtime.server import program_body
 
-from ..examples.test_examples_engine import RUNS  # noqa: TID252 (one helper for two folders)
+from ..examples.test_examples_engine import RUNS
 from .serving import Served, serving
 
 pytestmark = pytest.mark.model

@@ -15,7 +15,7 @@ from ramet.runtime.server.call import Caller, Chat, Message
 from ramet.runtime.server.failures import Failure, late
 from ramet.runtime.server.running import ALL
 
-from ..runtime.engines import WAIT, words  # noqa: TID252 (one helper for two folders)
+from ..runtime.engines import WAIT, words
 from .backstage import ME, TEXT, Stage, call, caller, collect, staged, text_of
 
 pytestmark = pytest.mark.model

@@ -20,7 +20,7 @@ from ramet.runtime.server.failures import Failure
 from ramet.runtime.server.gate import GateLimits
 from ramet.runtime.server.watch import Watch, processor_seconds
 
-from ..runtime.engines import TINY, WAIT, Ending  # noqa: TID252 (one helper for two folders)
+from ..runtime.engines import TINY, WAIT, Ending
 from .backstage import ME, TEXT, Stage, call, caller, child_staged, collect, staged, text_of
 
 pytestmark = pytest.mark.model

@@ -20,7 +20,7 @@ from ramet.kernels.triton.plan import DeviceWork, PartialBuffers, Room, TritonPl
 from ramet.kernels.triton.work import SPLIT
 from ramet.runtime.batch import Batch
 
-from ..ragged import Part, batch  # noqa: TID252 (one helper for both folders)
+from ..ragged import Part, batch
 from .device import DEVICE, DTYPES, close, random, tolerance
 
 pytestmark = [pytest.mark.triton, pytest.mark.gpu]

@@ -23,7 +23,7 @@ from ramet.runtime.models.hub import PRESETS
 from ramet.runtime.models.load import random_weights
 from ramet.runtime.models.spec import Spec
 
-from ..ragged import Part, batch  # noqa: TID252 (one helper for both folders)
+from ..ragged import Part, batch
 from .device import DEVICE, close
 
 pytestmark = [pytest.mark.triton, pytest.mark.gpu]

@@ -17,7 +17,7 @@ from ramet.runtime.models.spec import Rope, Spec
 from ramet.runtime.runner import TorchRunner
 from ramet.runtime.steps import TritonSteps
 
-from ..ragged import Part, batch, draws  # noqa: TID252 (one helper for three folders)
+from ..ragged import Part, batch, draws
 
 pytestmark = [
     pytest.mark.triton,

@@ -16,7 +16,7 @@ from ramet.kernels.noise import gumbels, keys, shares
 from ramet.kernels.ops import Drawn
 from ramet.runtime.batch import Draws, Masks, Targets
 
-from ..ragged import EMPTY, NO_TARGETS, draws  # noqa: TID252
+from ..ragged import EMPTY, NO_TARGETS, draws
 from .device import DEVICE
 
 pytest.importorskip("triton")

@@ -1,0 +1,211 @@
+"""`ramet chat`: a conversation on a terminal, or one answer to a piped prompt.
+
+In: lines that a person types, or standard input. Out: answers on standard output as they come; everything else on
+standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ramet.frontend.backends.base import Backend
+from ramet.frontend.commands import WrongUsage
+from ramet.frontend.commands.screen import plain, told, write
+from ramet.frontend.commands.turn import Message, Turn
+from ramet.frontend.errors import ContextOverflow, RametError, TransportError
+
+HELP = """\
+/reset        forget the conversation (the system message stays)
+/system TEXT  set the system message; without TEXT there is none
+/stats        tokens, cached tokens and pace of the last answer
+/tree         the last answer's program as a tree
+/exit         leave (so does Ctrl-D)
+Ctrl-C stops an answer, \\ at the end of a line goes on on the next, // begins a message with a slash."""
+COMMANDS = ("/reset", "/system", "/stats", "/tree", "/help", "/exit", "/quit")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says. `url` "" is $OPENAI_BASE_URL, and without one an engine here; `model` "" is the
+    default model here, the first one that a server names elsewhere; None leaves the program's own default."""
+
+    url: str = ""
+    model: str = ""
+    system: str = ""
+    max_tokens: int | None = None
+    temperature: float | None = None
+    api_key: str = ""
+    threads: int = 0
+
+
+def chat(options: Options) -> None:
+    """Converse until the person leaves; or answer what is piped in. Raises `RametError`; `WrongUsage` for what cannot
+    be meant."""
+    interactive = sys.stdin.isatty()
+    prompt = "" if interactive else piped()
+    with _backend(options, interactive) as backend:
+        talk = Conversation(backend, options)
+        if interactive:
+            _loop(talk)
+        else:
+            talk.ask(prompt)
+
+
+def piped() -> str:
+    """All of standard input. Raises `WrongUsage` when it is no text, or empty."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise WrongUsage(f"standard input is no UTF-8 text: {error.reason} at byte {error.start}") from None
+    if not text.strip():
+        raise WrongUsage("standard input is empty: pipe a prompt in, or run it on a terminal")
+    return text
+
+
+@contextlib.contextmanager
+def _backend(options: Options, interactive: bool) -> Iterator[Backend]:
+    from ramet.frontend.commands.opening import address, chat_server, key_of, opened_engine
+
+    url, name = (options.url, "URL") if options.url else (os.environ.get("OPENAI_BASE_URL", ""), "OPENAI_BASE_URL")
+    if not url:
+        from rich.console import Console
+
+        console, model = Console(stderr=True), options.model or "default"
+        with opened_engine(model, console, options.threads, announce=interactive) as engine:
+            yield engine
+        return
+    with chat_server(address(url, name), options.model, key_of(options.api_key)) as server:
+        if interactive:
+            write(sys.stderr, f"{server.model} at {server.url}\n")
+        yield server
+
+
+class Conversation:
+    """The messages so far, and what is said next. `last` is the last answer."""
+
+    def __init__(self, backend: Backend, options: Options) -> None:
+        self.system = options.system
+        self.messages: list[Message] = []
+        self.last: Turn | None = None
+        self._backend = backend
+        self._max_tokens = options.max_tokens
+        self._sampling: dict[str, Any] = {"max_tokens": options.max_tokens, "temperature": options.temperature}
+
+    def ask(self, text: str) -> None:
+        """Say something and show the answer; both become part of the conversation. An answer that Ctrl-C stopped stays
+        as far as it came, and `KeyboardInterrupt` is raised; after an error the conversation is as it was before."""
+        said: list[Message] = [*self.messages, ("user", text)]
+        system: list[Message] = [("system", self.system)] if self.system else []
+        turn = Turn(self._backend, [*system, *said], self._sampling)
+        self.last = turn
+        try:
+            turn.follow(lambda piece: write(sys.stdout, piece))
+        except KeyboardInterrupt:
+            if turn.text:
+                self.messages = [*said, ("assistant", turn.text)]
+            raise
+        finally:
+            if turn.text and not turn.text.endswith("\n"):
+                write(sys.stdout, "\n")
+        self.messages = [*said, ("assistant", turn.text)]
+        if cut := turn.cut(self._max_tokens):
+            write(sys.stderr, f"[{cut}]\n")
+
+
+def _loop(talk: Conversation) -> None:
+    read = _reader()
+    write(sys.stderr, "/help lists the commands, Ctrl-D leaves\n")
+    while (line := _line(read)) is not None:
+        if line.startswith("/") and not line.startswith("//"):
+            if not command(talk, line):
+                return
+        elif line.strip():
+            _turn(talk, line[1:] if line.startswith("//") else line)
+
+
+def _turn(talk: Conversation, text: str) -> None:
+    try:
+        talk.ask(text)
+    except KeyboardInterrupt:
+        write(sys.stderr, "[stopped]\n")
+    except RametError as error:
+        write(sys.stderr, f"error: {told(error)}{_remedy(error)}\n")
+
+
+def _remedy(error: RametError) -> str:
+    if isinstance(error, ContextOverflow):
+        return "; /reset begins a new conversation"
+    if isinstance(error, TransportError):
+        return "; your message was not answered: say it again when the server is back"
+    return ""
+
+
+def command(talk: Conversation, line: str) -> bool:
+    """Carry out a line that begins with a slash; False when it says to leave."""
+    name, _, rest = line.strip().partition(" ")
+    if name in ("/exit", "/quit"):
+        return False
+    if name == "/reset":
+        talk.messages, talk.last = [], None
+        told_back = "the conversation begins anew"
+    elif name == "/system":
+        talk.system = rest.strip()
+        told_back = "the system message is set" if talk.system else "there is no system message"
+    elif name == "/stats":
+        told_back = talk.last.stats() if talk.last else "nothing was answered yet"
+    elif name == "/tree":
+        told_back = plain(talk.last.run.tree()) if talk.last else "nothing was answered yet"
+    elif name == "/help":
+        told_back = HELP
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        meant = f"did you mean {near[0]}?" if near else "/help lists them"
+        told_back = f"there is no command {plain(name)}; {meant} (// begins a message with a slash)"
+    write(sys.stderr, f"{told_back}\n")
+    return True
+
+
+def _reader() -> Callable[[str], str]:
+    """A function that shows a prompt and reads a line, with the editing of a terminal where there is one."""
+    if not sys.stdout.isatty():  # answers go to a file: what belongs to the terminal must not
+
+        def read(prompt: str) -> str:
+            write(sys.stderr, prompt)
+            return input()
+
+        return read
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (input() uses it once it is there)
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
+        return input
+    return lambda prompt: input(f"\x01\x1b[1;36m\x02{prompt}\x01\x1b[0m\x02")
+
+
+def _line(read: Callable[[str], str]) -> str | None:
+    """What the person says next, lines that end in a backslash joined; None at the end."""
+    lines: list[str] = []
+    while True:
+        try:
+            lines.append(read("... " if lines else ">>> "))
+        except EOFError:
+            write(sys.stderr, "\n")
+            return None
+        except KeyboardInterrupt:
+            write(sys.stderr, "\n[Ctrl-D or /exit leaves]\n")
+            lines = []
+            continue
+        except UnicodeDecodeError:
+            write(sys.stderr, "error: what was typed is no UTF-8 text\n")
+            lines = []
+            continue
+        if not lines[-1].endswith("\\"):
+            break
+        lines[-1] = lines[-1][:-1]
+    text = "\n".join(lines)
+    return text.encode("utf-8", "replace").decode("utf-8")  # undecodable bytes arrive as lone surrogates

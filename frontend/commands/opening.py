@@ -1,0 +1,158 @@
+"""Where a command's program runs: an engine made here, or a server.
+
+In: a model's name, or a URL and a key. Out: a backend; what keeps one from being had, as an error that says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ramet.frontend.backends.base import Backend
+from ramet.frontend.commands import WrongUsage
+from ramet.frontend.errors import GenerationError, TransportError
+
+if TYPE_CHECKING:
+    import httpx
+    from rich.console import Console
+
+    from ramet.frontend.backends.engine import Engine
+    from ramet.frontend.backends.openai import OpenAI
+
+PATIENCE = 10.0  # seconds for a server to say what it serves
+_HOST = re.compile(r"(localhost|\[[0-9a-f:]+\]|[\w.-]+(?=:\d))(:\d{1,5})?(/.*)?", re.IGNORECASE)
+
+
+@contextmanager
+def opened_engine(model: str, console: Console, threads: int = 0, *, announce: bool = True) -> Iterator[Engine]:
+    """An engine, with a progress bar (plain lines where there is no terminal) while its model is fetched, and a line
+    when it is ready, unless `announce` is False."""
+    from ramet.frontend.backends.engine import Engine
+
+    start = time.perf_counter()
+    with _progress(console) as report:
+        engine = Engine(model, threads=threads, progress=report)
+    with engine:
+        if announce:
+            info, took = engine.info(), time.perf_counter() - start
+            console.print(f"{info['model']}: {info['dtype']}, ready in {took:.1f} s", highlight=False, markup=False)
+        yield engine
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A function of (phase, bytes done, bytes in all) that draws a bar per phase."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(f"model: {phase}", total=None)
+                if not console.is_terminal:
+                    console.print(f"model: {phase} ({total / 1e6:.0f} MB)", highlight=False)
+            bars.update(tasks[phase], completed=done, total=total or None)
+
+        yield report
+
+
+def key_of(given: str) -> str | None:
+    """The key that was given, else $OPENAI_API_KEY, else $RAMET_API_KEY."""
+    return given or os.environ.get("OPENAI_API_KEY") or os.environ.get("RAMET_API_KEY") or None
+
+
+def address(url: str, name: str = "URL") -> str:
+    """`url` with a scheme: "localhost:30000" is one. Raises `WrongUsage` for what is no address."""
+    from ramet.frontend.backends.http import checked_url
+    from ramet.frontend.errors import EngineError
+
+    if "://" not in url:
+        if not _HOST.fullmatch(url):
+            raise WrongUsage(f"{name}={url!r}: is no address, such as http://127.0.0.1:30000; a model goes to --model")
+        url = f"http://{url}"
+    try:
+        return checked_url(url, name)
+    except EngineError as error:
+        raise WrongUsage(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A server that speaks OpenAI's protocol: its base URL, and the models that it names."""
+
+    base: str
+    models: tuple[str, ...]
+
+
+def find(url: str, key: str | None) -> Found:
+    """Ask a server what it serves, at `url` and below it at /v1. Raises `TransportError` when nobody answers, and
+    `GenerationError` when the key is refused or the answer is none of that protocol."""
+    import httpx
+
+    from ramet.frontend.backends.http import checked_key
+
+    bases = [f"{url}/v1"] if not httpx.URL(url).path.strip("/") else [url, f"{url}/v1"]
+    with httpx.Client(headers=checked_key(key), timeout=PATIENCE) as client:
+        for base in bases:
+            try:
+                response = client.get(f"{base}/models")
+            except httpx.TransportError as error:
+                raise TransportError(
+                    f"no server answers at {base} ({str(error) or type(error).__name__}): start one with "
+                    "`ramet serve`, or check the address"
+                ) from None
+            if response.status_code not in (404, 405):
+                return Found(base, _names(base, response))
+    return Found(bases[0], ())
+
+
+def _names(base: str, response: httpx.Response) -> tuple[str, ...]:
+    from ramet.frontend.backends.http import refusal
+
+    if response.status_code in (401, 403):
+        sent = "refuses the key" if "authorization" in response.request.headers else "asks for a key"
+        raise GenerationError(f"{base} {sent} ({response.status_code}): give --api-key, or set OPENAI_API_KEY")
+    if response.status_code != 200:
+        raise GenerationError(refusal(response).message)
+    try:
+        listed = response.json()
+    except ValueError:
+        listed = None
+    cards = listed.get("data") if isinstance(listed, dict) else None
+    if not isinstance(cards, list):
+        raise GenerationError(f"{base} does not answer as a server of OpenAI's protocol does: check the address")
+    return tuple(str(card["id"]) for card in cards if isinstance(card, dict) and card.get("id"))
+
+
+def chat_server(url: str, model: str, key: str | None) -> OpenAI:
+    """A server as a backend for chat completions; `model` "" is the first that it names."""
+    from ramet.frontend.backends.openai import OpenAI
+
+    found = find(url, key)
+    if not model and not found.models:
+        raise WrongUsage(f"{found.base} does not say what it serves: name the model with --model")
+    return OpenAI(model or found.models[0], found.base, key or "")
+
+
+def program_server(url: str, model: str, key: str | None) -> Backend:
+    """A server as a backend for whole programs: a ramet server or, without /v1 at the end of its URL, one of SGLang's
+    protocol, as `Endpoint`; any other over chat completions."""
+    from ramet.frontend.backends.endpoint import Endpoint
+
+    try:
+        endpoint = Endpoint(url, key)
+    except TransportError as error:
+        if error.status != 404:
+            raise TransportError(f"{error}; start a server with `ramet serve`, or check the address and key") from None
+        return chat_server(url, model, key)
+    if endpoint.speaks_programs or not url.endswith("/v1"):
+        return endpoint
+    endpoint.close()
+    return chat_server(url, model, key)

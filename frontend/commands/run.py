@@ -1,0 +1,241 @@
+"""`ramet run`: one program of a file, or one answer to a prompt, from the command line.
+
+In: a file, arguments as text; or a prompt. Out: the result on standard output (or events, or JSON), what it took on
+standard error, an exit status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pprint
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ramet.frontend.backends.base import Backend
+from ramet.frontend.commands import WrongUsage
+from ramet.frontend.commands.loading import load, split
+from ramet.frontend.commands.screen import users_traceback, write
+from ramet.frontend.errors import ConstraintError, RametError, ToolError
+from ramet.frontend.run import Run
+from ramet.frontend.values import Value
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says. `target` is "FILE.py", "FILE.py:name" or a prompt; a prompt "-" is standard input;
+    `arg` are "name=value"; None and "" leave the default."""
+
+    target: str = ""
+    prompt: str = ""
+    arg: tuple[str, ...] = ()
+    model: str = ""
+    url: str = ""
+    api_key: str = ""
+    seed: int | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    threads: int = 0
+    events: bool = False
+    json: bool = False
+    html: str = ""
+
+
+def run(options: Options) -> int:
+    """Run it; the exit status: 0, or 1 when the file or the program raised something that is not ramet's (its traceback
+    is shown). Raises `RametError`; `WrongUsage` for what cannot be meant."""
+    if options.html and not Path(options.html).resolve().parent.is_dir():
+        raise WrongUsage(f"--html {options.html}: its folder does not exist")
+    if options.events and options.json:
+        raise WrongUsage("--events and --json: choose one; the last line of --events has the result")
+    found = split(options.target)
+    if found is None:
+        return _prompt(options)
+    try:
+        return _program(options, *found)
+    except ExceptionGroup as group:
+        return _several(group)
+    except ToolError as error:
+        if error.__cause__ is not None:
+            write(sys.stderr, users_traceback(error.__cause__))
+        raise
+    except RametError:
+        raise
+    except Exception as error:  # noqa: BLE001 (the user's file and program: their errors are theirs to read)
+        write(sys.stderr, users_traceback(error))
+        return 1
+
+
+def _several(group: ExceptionGroup[Exception]) -> int:
+    """Several operations failed: a line each when ramet raised them on purpose."""
+    mine, others = group.split(RametError)
+    for error in _leaves(mine) if mine is not None else ():
+        write(sys.stderr, f"error: {error}\n")
+    if others is not None:
+        write(sys.stderr, users_traceback(others))
+    return 1
+
+
+def _leaves(group: ExceptionGroup[Any]) -> Iterator[Exception]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _prompt(options: Options) -> int:
+    """One turn of a conversation."""
+    from ramet.frontend.commands.chat import piped
+    from ramet.frontend.commands.turn import Turn
+
+    if options.prompt:
+        raise WrongUsage(f"{options.target!r} is no .py file, and {options.prompt!r} follows: put a prompt in quotes")
+    if options.arg:
+        raise WrongUsage("--arg is for the program of a file; a prompt alone has no parameters")
+    text = options.target
+    if text in ("", "-"):
+        if sys.stdin.isatty() and not text:
+            raise WrongUsage("nothing to run: give FILE.py or a prompt; `ramet chat` holds a conversation")
+        text = piped()
+    sampling = {"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": options.seed}
+    with _backend(options, chat=True) as backend:
+        start = time.monotonic()
+        turn = Turn(backend, [("user", text)], sampling)
+        with _page(options, turn.run):
+            if options.events:
+                _tell(turn.run)
+            elif options.json:
+                write(sys.stdout, f"{as_json(turn.run.result())}\n")
+            else:
+                try:
+                    turn.follow(lambda piece: write(sys.stdout, piece))
+                finally:
+                    write(sys.stdout, "\n" * (turn.text != "" and not turn.text.endswith("\n")))
+                if cut := turn.cut(options.max_tokens):
+                    write(sys.stderr, f"[{cut}]\n")
+        _report(turn.run, start)
+    return 0
+
+
+def _program(options: Options, file: Path, name: str) -> int:
+    from ramet.frontend.commands.arguments import arguments
+    from ramet.frontend.commands.chat import piped
+
+    program = load(file, name)
+    prompt = piped() if options.prompt == "-" else options.prompt or None
+    args, kwargs = arguments(program, options.arg, prompt)
+    sampling = {"temperature": options.temperature, "max_tokens": options.max_tokens}
+    chosen: dict[str, Any] = {k: v for k, v in sampling.items() if v is not None}
+    ready = program.using(seed=options.seed, **chosen)  # refuses what is no seed before a model is loaded
+    with _backend(options, chat=False) as backend:
+        start = time.monotonic()
+        handle = ready.using(backend=backend)(*args, **kwargs)
+        with _page(options, handle):
+            if options.events:
+                _tell(handle)
+            else:
+                _watch(handle, program.__name__)
+                value = _known(handle.result())
+                write(sys.stdout, f"{as_json(value)}\n" if options.json else shown(value))
+        _report(handle, start)
+    return 0
+
+
+def _backend(options: Options, *, chat: bool) -> AbstractContextManager[Backend]:
+    from ramet.frontend.commands.opening import address, chat_server, key_of, opened_engine, program_server
+
+    if not options.url:
+        console = _errors()
+        return opened_engine(options.model or "default", console, options.threads, announce=console.is_terminal)
+    url, key = address(options.url, "--url"), key_of(options.api_key)
+    if chat:
+        return chat_server(url, options.model, key)
+    return contextlib.closing(program_server(url, options.model, key))
+
+
+def _errors() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextlib.contextmanager
+def _page(options: Options, handle: Run[Any]) -> Iterator[None]:
+    """Write the page of `--html` when the block ends, also when the run failed; Ctrl-C inside it cancels the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        handle.cancel()
+        raise
+    finally:
+        if options.html:
+            try:
+                Path(options.html).write_text(handle.to_html(), encoding="utf-8")
+            except OSError as error:
+                raise RametError(f"--html {options.html}: {error.strerror or error}") from None
+            write(sys.stderr, f"wrote {options.html}\n")
+
+
+def _watch(handle: Run[Any], title: str) -> None:
+    """Draw the run on the terminal, if there is one."""
+    console = _errors()
+    if console.is_terminal:
+        from ramet.frontend.commands.picture import follow
+
+        follow(handle.events(), console, title)
+
+
+def _tell(handle: Run[Any]) -> None:
+    """Every event as a line of JSON, at last the result."""
+    for event in handle.events():
+        write(sys.stdout, msgspec.json.encode(event).decode() + "\n")
+    value = as_json(_known(handle.result()))
+    write(sys.stdout, f'{{"type":"result","value":{value}}}\n')
+
+
+def _known(value: Any) -> Any:
+    return value.get() if isinstance(value, Value) else value
+
+
+def shown(value: Any) -> str:
+    """A result for people: text as it is, nothing for None, else Python's notation."""
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else pprint.pformat(value, width=100)
+    return text if text.endswith("\n") else f"{text}\n"
+
+
+def as_json(value: Any) -> str:
+    """A result as JSON on one line. Raises `ConstraintError` for what has no such form."""
+    try:
+        return msgspec.json.encode(value, enc_hook=_plain_data).decode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise ConstraintError(f"--json: the result has no JSON form: {error}") from None
+
+
+def _plain_data(value: Any) -> Any:
+    if hasattr(value, "model_dump"):  # pydantic's
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} is not known to JSON")
+
+
+def _report(handle: Run[Any], start: float) -> None:
+    usage = handle.usage
+    computed = f", {usage.computed_tokens} computed" if usage.computed_tokens else ""
+    steps = f", {usage.steps} steps" if usage.steps else ""
+    write(
+        sys.stderr,
+        f"{usage.calls} call{'' if usage.calls == 1 else 's'}, {usage.prompt_tokens} prompt tokens "
+        f"({usage.cached_tokens} cached{computed}), {usage.generated_tokens} generated{steps}, "
+        f"{time.monotonic() - start:.2f} s, seed {handle.seed}\n",
+    )
