@@ -29,7 +29,7 @@ app = typer.Typer(
 Model = Annotated[str, typer.Option(help='"default", a directory, a .gguf file, a hub id, or "random:<preset>".')]
 Temperature = Annotated[float | None, typer.Option(min=0.0, help="0 is greedy; left out: the program's, or 0.7.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Of each answer, at most; left out: until it ends.")]
-ApiKey = Annotated[str, typer.Option(help="For a server; rather set $OPENAI_API_KEY: others can see arguments.")]
+ApiKey = Annotated[str, typer.Option(help="For a server; rather set $RAMET_API_KEY or $OPENAI_API_KEY.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 is one per core.")]
 
 

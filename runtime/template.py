@@ -306,7 +306,7 @@ class ChatTemplate:
             for size in range(RECENT + 4, len(whole)):
                 history, edges = whole[:size], (("begin", whole[size]), ("begin", "assistant"), ("end", whole[size]))
                 for edge, role in edges:
-                    full, short = (self._edge(h, role, edge) for h in (history, shortened(history)))  # type: ignore[arg-type]
+                    full, short = (self._edge(h, role, edge) for h in (history, shortened(history)))
                     if isinstance(full, ConstraintError) != isinstance(short, ConstraintError):
                         return False
                     if isinstance(full, str) and full != short:

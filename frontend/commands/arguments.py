@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ def arguments(
     """Positional and keyword arguments for a call of `program`. `given` are "name=text"; `prompt` is the first
     parameter's that none of them names. Raises `WrongUsage`."""
     signature = _resolved(program)
-    whole = f"{program.__name__}{signature}"
+    whole = f"{program.__name__}({', '.join(_described(p) for p in signature.parameters.values())})"
     named = _pairs(given, signature, whole)
     if prompt is not None:
         free = [p.name for p in signature.parameters.values() if p.name not in named and p.kind not in _MANY]
@@ -58,6 +59,20 @@ def _resolved(program: Program[..., Any]) -> inspect.Signature:
     signature = inspect.signature(program)
     parameters = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in signature.parameters.values()]
     return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
+
+
+def _described(parameter: inspect.Parameter) -> str:
+    """A parameter as one writes it, without the modules of its types."""
+    stars = "**" if parameter.kind is _KINDS.VAR_KEYWORD else "*" * (parameter.kind is _KINDS.VAR_POSITIONAL)
+    text = stars + parameter.name
+    if parameter.annotation is not _KINDS.empty:
+        text += f": {_named(parameter.annotation)}"
+    default = parameter.default.value if isinstance(parameter.default, enum.Enum) else parameter.default
+    return text if default is _KINDS.empty else f"{text} = {default!r:.60}"
+
+
+def _named(note: Any) -> str:
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", inspect.formatannotation(note))
 
 
 def _pairs(given: Sequence[str], signature: inspect.Signature, whole: str) -> dict[str, str]:
@@ -142,7 +157,7 @@ def _validated(name: str, text: str, note: Any, bare: Any) -> Any:
     from pydantic import TypeAdapter, ValidationError
     from pydantic.errors import PydanticUserError
 
-    shown = inspect.formatannotation(note)
+    shown = _named(note)
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(note)
     except PydanticUserError:

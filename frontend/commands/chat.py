@@ -12,13 +12,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.commands import WrongUsage
 from ramet.frontend.commands.screen import plain, told, write
-from ramet.frontend.commands.turn import Message, Turn
+from ramet.frontend.commands.turn import Message, Turn, conversing
 from ramet.frontend.errors import ContextOverflow, RametError, TransportError
+from ramet.frontend.program import Program
 
 HELP = """\
 /reset        forget the conversation (the system message stays)
@@ -26,7 +26,7 @@ HELP = """\
 /stats        tokens, cached tokens and pace of the last answer
 /tree         the last answer's program as a tree
 /exit         leave (so does Ctrl-D)
-Ctrl-C stops an answer, \\ at the end of a line goes on on the next, // begins a message with a slash."""
+Ctrl-C stops an answer, \\ at the end of a line continues it on the next, // begins a message with a slash."""
 COMMANDS = ("/reset", "/system", "/stats", "/tree", "/help", "/exit", "/quit")
 
 
@@ -47,10 +47,11 @@ class Options:
 def chat(options: Options) -> None:
     """Converse until the person leaves; or answer what is piped in. Raises `RametError`; `WrongUsage` for what cannot
     be meant."""
+    program = conversing({"max_tokens": options.max_tokens, "temperature": options.temperature})
     interactive = sys.stdin.isatty()
     prompt = "" if interactive else piped()
     with _backend(options, interactive) as backend:
-        talk = Conversation(backend, options)
+        talk = Conversation(backend, program, options.system, options.max_tokens)
         if interactive:
             _loop(talk)
         else:
@@ -80,7 +81,8 @@ def _backend(options: Options, interactive: bool) -> Iterator[Backend]:
         with opened_engine(model, console, options.threads, announce=interactive) as engine:
             yield engine
         return
-    with chat_server(address(url, name), options.model, key_of(options.api_key)) as server:
+    key = options.api_key or key_of(openai_first=not options.url)
+    with chat_server(address(url, name), options.model, key) as server:
         if interactive:
             write(sys.stderr, f"{server.model} at {server.url}\n")
         yield server
@@ -89,20 +91,22 @@ def _backend(options: Options, interactive: bool) -> Iterator[Backend]:
 class Conversation:
     """The messages so far, and what is said next. `last` is the last answer."""
 
-    def __init__(self, backend: Backend, options: Options) -> None:
-        self.system = options.system
+    def __init__(
+        self, backend: Backend, program: Program[..., str], system: str = "", max_tokens: int | None = None
+    ) -> None:
+        self.system = system
         self.messages: list[Message] = []
         self.last: Turn | None = None
         self._backend = backend
-        self._max_tokens = options.max_tokens
-        self._sampling: dict[str, Any] = {"max_tokens": options.max_tokens, "temperature": options.temperature}
+        self._program = program
+        self._max_tokens = max_tokens
 
     def ask(self, text: str) -> None:
         """Say something and show the answer; both become part of the conversation. An answer that Ctrl-C stopped stays
         as far as it came, and `KeyboardInterrupt` is raised; after an error the conversation is as it was before."""
         said: list[Message] = [*self.messages, ("user", text)]
         system: list[Message] = [("system", self.system)] if self.system else []
-        turn = Turn(self._backend, [*system, *said], self._sampling)
+        turn = Turn(self._backend, [*system, *said], self._program)
         self.last = turn
         try:
             turn.follow(lambda piece: write(sys.stdout, piece))

@@ -7,6 +7,7 @@ In: "FILE.py" or "FILE.py:name". Out: the `Program`; the file was executed as a 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -22,9 +23,15 @@ _TARGET = re.compile(r"(?P<file>.+\.py)(?::(?P<name>[^:/\\]*))?", re.DOTALL)
 
 
 def split(target: str) -> tuple[Path, str] | None:
-    """File and name of "FILE.py:name"; None when `target` does not look like that."""
+    """File and name of "FILE.py:name"; None when `target` is a prompt. A sentence that ends in ".py" is one, unless
+    there is such a file. Raises `WrongUsage` for a path that is there and no .py file."""
     found = _TARGET.fullmatch(target)
-    return (Path(found["file"]), found["name"] or "") if found and "\n" not in target else None
+    if found and (os.path.exists(found["file"]) or not any(character.isspace() for character in target)):
+        return Path(found["file"]), found["name"] or ""
+    if os.path.exists(target):
+        kind = "folder" if os.path.isdir(target) else "file"
+        raise WrongUsage(f"{target}: is a {kind}, not a .py file; to ask a model about it, pipe the prompt in")
+    return None
 
 
 def load(file: Path, name: str) -> Program[..., Any]:

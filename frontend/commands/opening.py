@@ -63,9 +63,12 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def key_of(given: str) -> str | None:
-    """The key that was given, else $OPENAI_API_KEY, else $RAMET_API_KEY."""
-    return given or os.environ.get("OPENAI_API_KEY") or os.environ.get("RAMET_API_KEY") or None
+def key_of(*, openai_first: bool = False) -> str | None:
+    """The key in the environment: $RAMET_API_KEY (the first, where there are several), else $OPENAI_API_KEY; the other
+    way round for a server that $OPENAI_BASE_URL names."""
+    ours = os.environ.get("RAMET_API_KEY", "").partition(",")[0].strip()
+    theirs = os.environ.get("OPENAI_API_KEY", "")
+    return (theirs or ours if openai_first else ours or theirs) or None
 
 
 def address(url: str, name: str = "URL") -> str:
@@ -118,7 +121,7 @@ def _names(base: str, response: httpx.Response) -> tuple[str, ...]:
 
     if response.status_code in (401, 403):
         sent = "refuses the key" if "authorization" in response.request.headers else "asks for a key"
-        raise GenerationError(f"{base} {sent} ({response.status_code}): give --api-key, or set OPENAI_API_KEY")
+        raise GenerationError(f"{base} {sent} ({response.status_code}): give --api-key, or set RAMET_API_KEY")
     if response.status_code != 200:
         raise GenerationError(refusal(response).message)
     try:
@@ -150,7 +153,9 @@ def program_server(url: str, model: str, key: str | None) -> Backend:
         endpoint = Endpoint(url, key)
     except TransportError as error:
         if error.status != 404:
-            raise TransportError(f"{error}; start a server with `ramet serve`, or check the address and key") from None
+            refused = error.status in (401, 403)
+            remedy = "give --api-key, or set RAMET_API_KEY" if refused else "start one with `ramet serve`"
+            raise TransportError(f"{error}; {remedy}, or check the address") from None
         return chat_server(url, model, key)
     if endpoint.speaks_programs or not url.endswith("/v1"):
         return endpoint

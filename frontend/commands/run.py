@@ -96,7 +96,7 @@ def _leaves(group: ExceptionGroup[Any]) -> Iterator[Exception]:
 def _prompt(options: Options) -> int:
     """One turn of a conversation."""
     from ramet.frontend.commands.chat import piped
-    from ramet.frontend.commands.turn import Turn
+    from ramet.frontend.commands.turn import Turn, conversing
 
     if options.prompt:
         raise WrongUsage(f"{options.target!r} is no .py file, and {options.prompt!r} follows: put a prompt in quotes")
@@ -107,10 +107,10 @@ def _prompt(options: Options) -> int:
         if sys.stdin.isatty() and not text:
             raise WrongUsage("nothing to run: give FILE.py or a prompt; `ramet chat` holds a conversation")
         text = piped()
-    sampling = {"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": options.seed}
+    program = conversing(_given(options))
     with _backend(options, chat=True) as backend:
         start = time.monotonic()
-        turn = Turn(backend, [("user", text)], sampling)
+        turn = Turn(backend, [("user", text)], program)
         with _page(options, turn.run):
             if options.events:
                 _tell(turn.run)
@@ -130,13 +130,12 @@ def _prompt(options: Options) -> int:
 def _program(options: Options, file: Path, name: str) -> int:
     from ramet.frontend.commands.arguments import arguments
     from ramet.frontend.commands.chat import piped
+    from ramet.frontend.commands.turn import configured
 
     program = load(file, name)
     prompt = piped() if options.prompt == "-" else options.prompt or None
     args, kwargs = arguments(program, options.arg, prompt)
-    sampling = {"temperature": options.temperature, "max_tokens": options.max_tokens}
-    chosen: dict[str, Any] = {k: v for k, v in sampling.items() if v is not None}
-    ready = program.using(seed=options.seed, **chosen)  # refuses what is no seed before a model is loaded
+    ready = configured(program, _given(options))
     with _backend(options, chat=False) as backend:
         start = time.monotonic()
         handle = ready.using(backend=backend)(*args, **kwargs)
@@ -151,13 +150,17 @@ def _program(options: Options, file: Path, name: str) -> int:
     return 0
 
 
+def _given(options: Options) -> dict[str, Any]:
+    return {"seed": options.seed, "temperature": options.temperature, "max_tokens": options.max_tokens}
+
+
 def _backend(options: Options, *, chat: bool) -> AbstractContextManager[Backend]:
     from ramet.frontend.commands.opening import address, chat_server, key_of, opened_engine, program_server
 
     if not options.url:
         console = _errors()
         return opened_engine(options.model or "default", console, options.threads, announce=console.is_terminal)
-    url, key = address(options.url, "--url"), key_of(options.api_key)
+    url, key = address(options.url, "--url"), options.api_key or key_of()
     if chat:
         return chat_server(url, options.model, key)
     return contextlib.closing(program_server(url, options.model, key))

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ramet.frontend.backends.base import Backend
-from ramet.frontend.ir import Finished, Meta, Started, Token
-from ramet.frontend.program import function
+from ramet.frontend.commands import WrongUsage
+from ramet.frontend.errors import FAILURES, ConstraintError, GenerationError, ProgramError
+from ramet.frontend.ir import Failed, Finished, Meta, Started, Token
+from ramet.frontend.program import Program, function
 from ramet.frontend.run import Run
 from ramet.frontend.state import State
 
@@ -27,21 +29,36 @@ def answer(s: State, messages: Sequence[Message]) -> str:
     return s.reply(name="answer").get()
 
 
+def configured(program: Program[..., Any], options: Mapping[str, Any]) -> Program[..., Any]:
+    """`program` with the options of the command line that were given. Raises `WrongUsage` for values that cannot be
+    meant."""
+    try:
+        return program.using(**{name: value for name, value in options.items() if value is not None})
+    except ConstraintError as error:
+        raise WrongUsage(error.message) from None
+
+
+def conversing(options: Mapping[str, Any]) -> Program[..., str]:
+    """The program of one turn, with these options."""
+    return configured(answer.using(temperature=TEMPERATURE), options)
+
+
 class Turn:
     """An answer under way. `text` is what there is of it, `meta` how it went (None until it is whole), `first` and
     `seconds` the time to the first text and to the end."""
 
-    def __init__(self, backend: Backend, messages: Sequence[Message], options: Mapping[str, Any]) -> None:
-        chosen = {"temperature": TEMPERATURE, **{k: v for k, v in options.items() if v is not None}}
+    def __init__(self, backend: Backend, messages: Sequence[Message], program: Program[..., str]) -> None:
         self._began = time.monotonic()
-        self.run: Run[str] = answer.using(backend=backend, **chosen)(messages)
+        self.run: Run[str] = program.using(backend=backend)(messages)
         self.text = ""
         self.meta: Meta | None = None
         self.prompt_tokens = self.cached_tokens = 0
         self.first = self.seconds = 0.0
+        self._failed: Failed | None = None
 
     def follow(self, show: Callable[[str], None]) -> str:
-        """Show the answer as it comes; the whole of it. Raises what the run raises; Ctrl-C cancels it."""
+        """Show the answer as it comes; the whole of it. Raises what failed first, without places of a program that the
+        person has not written; Ctrl-C cancels the run."""
         try:
             for event in self.run.events():
                 if isinstance(event, Token):
@@ -52,12 +69,24 @@ class Turn:
                     self.prompt_tokens, self.cached_tokens = event.prompt_tokens, event.cached_tokens
                 elif isinstance(event, Finished):
                     self.meta = event.meta
+                elif isinstance(event, Failed):
+                    self._failed = self._failed or event
             return self.run.result()
+        except ProgramError as error:
+            raise self._plainly(error) from None
         except KeyboardInterrupt:
             self.run.cancel()
             raise
         finally:
             self.seconds = time.monotonic() - self._began
+
+    def _plainly(self, error: ProgramError) -> ProgramError:
+        if self._failed is not None:
+            return FAILURES.get(self._failed.kind, GenerationError)(self._failed.message)
+        while isinstance(error.__cause__, ProgramError):  # refused before it was sent: no event says so
+            error = error.__cause__
+        error.where = error.branch = error.prompt_tail = ""
+        return error
 
     def stats(self) -> str:
         """Tokens, how many were cached, the pace; in one line."""

@@ -26,7 +26,7 @@ from ramet.runtime.server.logs import Access
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
-from ramet.runtime.server.wire import refusal
+from ramet.runtime.server.vendor_errors import refusal
 
 Router = Callable[[Service, Settings, Metrics], APIRouter]
 
@@ -96,41 +96,41 @@ def described(app: FastAPI) -> dict[str, Any]:
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
-                operation["responses"]["default"] = {"description": "What went wrong", "content": content}
+                operation["responses"].setdefault("default", {"description": "What went wrong", "content": content})
         app.openapi_schema = schema
     return app.openapi_schema
 
 
-def _caller(request: Request) -> Caller | None:
-    caller: Caller | None = request.scope.get("ramet.caller")
-    return caller
+def _refusal(request: Request, failure: Failure) -> Response:
+    caller: Caller = request.scope.get("ramet.caller") or Caller()
+    return refusal(request.scope["path"], failure, caller)
 
 
 async def _failure(request: Request, error: Exception) -> Response:
     assert isinstance(error, Failure)
-    return refusal(error, _caller(request))
+    return _refusal(request, error)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
     """Starlette raises the error again behind this answer, and so it reaches the log."""
-    return refusal(of(error), _caller(request))
+    return _refusal(request, of(error))
 
 
 async def _http(request: Request, error: Exception) -> Response:
     """404 and 405 of the router, and what FastAPI itself refuses."""
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, Failure):
-        return refusal(error.__cause__, _caller(request))
+        return _refusal(request, error.__cause__)
     phrase = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     message = f"{request.method} {request.url.path}: {error.detail}"
-    answer = refusal(Failure(error.status_code, message, code=phrase), _caller(request))
+    answer = _refusal(request, Failure(error.status_code, message, code=phrase))
     answer.headers.update(error.headers or {})
     return answer
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return refusal(sentence(error.errors()), _caller(request))
+    return _refusal(request, sentence(error.errors()))
 
 
 _KINDS = {

@@ -65,7 +65,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def _add(group: argparse._ArgumentGroup, name: str) -> None:
     flag, kind = f"--{name.replace('_', '-')}", field_type(name)
-    text = field_help(name).replace("%", "%%")
+    # the model stands in front, as MODEL; its flag is for muscle memory, like the aliases
+    text = argparse.SUPPRESS if name == "model" else field_help(name).replace("%", "%%")
     if kind is bool:
         group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
     elif is_tuple(name):

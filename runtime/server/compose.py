@@ -7,8 +7,9 @@ later `Begun` and `Piece`s.
 from __future__ import annotations
 
 import hashlib
+import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -115,11 +116,20 @@ def lowered(prompt: Prompt, lowering: Lowering) -> tuple[int, tuple[int, ...]]:
     return lowering.length(ir.ROOT), ids
 
 
-def seeded(call: Call) -> Call:
-    """The call with a seed of its own when it brought none, so that running it again is the same call."""
+def seeded(call: Call, draw: Callable[[], int]) -> Call:
+    """The call with a seed of its own, from `draw`, when it brought none: running it again is the same call."""
     if call.sampling.seed is not None:
         return call
-    return replace(call, sampling=msgspec.structs.replace(call.sampling, seed=secrets.randbits(63)), apart=True)
+    return replace(call, sampling=msgspec.structs.replace(call.sampling, seed=draw()), apart=True)
+
+
+def seeds(seed: int) -> Callable[[], int]:
+    """Seeds for calls without one: unforeseeable ones, or, with `seed` of at least 0, the same ones in every server of
+    that seed, in the order in which calls arrive."""
+    if seed < 0:
+        return lambda: secrets.randbits(63)
+    order = random.Random(seed)
+    return lambda: order.getrandbits(63)
 
 
 def namespace(caller: Caller, salt: str) -> str:

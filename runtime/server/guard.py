@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ramet.runtime.server.call import Caller
 from ramet.runtime.server.failures import Failure
 from ramet.runtime.server.settings import LOOPBACK, Settings
-from ramet.runtime.server.wire import refusal
+from ramet.runtime.server.vendor_errors import refusal
 
 OPEN = frozenset(("/health", "/ready", "/ping"))
 LINGER = (2.0, 256 << 20)  # seconds and bytes for which the rest of a refused body is read and thrown away
@@ -205,7 +205,7 @@ def _check_form(scope: Scope) -> None:
 
 async def _refuse(failure: Failure, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer, and read on for a while what the client is still sending: closing on it could destroy the answer."""
-    response = refusal(failure, caller)
+    response = refusal(scope["path"], failure, caller)
     if scope["type"] == "websocket":
         await _refuse_websocket(failure, response, scope, receive, send)
         return

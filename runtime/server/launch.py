@@ -149,7 +149,7 @@ async def _serve(
 ) -> None:
     metrics = Metrics(names[0], compat=settings.metrics_compat == "sglang")
     limits = GateLimits(max_running_requests=settings.max_running_requests, max_queue=settings.max_queue)
-    service = Service(client, names=names, limits=limits, on_event=metrics.note)
+    service = Service(client, names=names, limits=limits, on_event=metrics.note, seed=settings.seed)
     pace = asyncio.ensure_future(throughput(service))
     try:
         await service.start()

@@ -8,8 +8,7 @@ when the engine was lost before anything was sent.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from ramet.frontend import errors, ir
 from ramet.runtime import messages as m
 from ramet.runtime.client import ClientSession, EngineClient
 from ramet.runtime.server import compose, failures
+from ramet.runtime.server.accounts import Accounts, Observer
 from ramet.runtime.server.bridge import Bridge, EngineLost
 from ramet.runtime.server.call import Answer, Answered, Begun, Call, Caller, Completion, Piece, Prompt
 from ramet.runtime.server.failures import Failure
@@ -26,7 +26,6 @@ from ramet.runtime.server.gate import Gate, GateLimits, restarting
 from ramet.runtime.server.running import ALL, STREAMED, WHOLE, Duplex, Run, known
 from ramet.runtime.server.watch import State, Watch
 
-Observer = Callable[[str, float], None]
 Result = TypeVar("Result")
 THREADS = 4  # that tokenise
 UNBOUNDED = 1 << 40  # tokens
@@ -43,9 +42,16 @@ class Service:
     """
 
     def __init__(
-        self, client: EngineClient, *, names: Sequence[str], limits: GateLimits, on_event: Observer | None = None
+        self,
+        client: EngineClient,
+        *,
+        names: Sequence[str],
+        limits: GateLimits,
+        on_event: Observer | None = None,
+        seed: int = -1,
     ) -> None:
         self.client = client
+        self._seed = compose.seeds(seed)
         self.names = tuple(names)
         self.limits = limits
         self.context = min(client.ready.context, client.ready.kv_tokens)
@@ -54,6 +60,7 @@ class Service:
         self.template = client.template
         self.dtype = client.ready.dtype
         self._note: Observer = on_event or (lambda name, value: None)
+        self._accounts = Accounts(self._note, lambda: self._attach().time())
         self._threads = ThreadPoolExecutor(THREADS, "ramet-text")
         self._runs: dict[tuple[str, str], set[Run]] = {}
         self._draining = False
@@ -147,9 +154,9 @@ class Service:
         Close the generator (or cancel) to stop the programs at once. When the engine is lost before anything came, the
         call is run once more. Raises `Failure`."""
         self._attach()
-        call, deadline = compose.seeded(call), self._deadline(call.timeout, caller)
+        call, deadline = compose.seeded(call, self._seed), self._deadline(call.timeout, caller)
         patience: float | None = None
-        with self._accounted():
+        with self._accounts.request():
             while True:
                 sent, last = False, 0.0
                 run = self._enter(caller, deadline, patience, len(call.prompts), call.priority)
@@ -157,7 +164,7 @@ class Service:
                     reading = await self._begin(run, call, caller, STREAMED)
                     while not reading.over:
                         outs = reading.read(await run.mailbox.take())
-                        last = self._paced(outs, run.made, last)
+                        last = self._accounts.paced(outs, run.made, last)
                         for out in outs:
                             sent = True
                             yield out
@@ -172,8 +179,8 @@ class Service:
 
     async def complete(self, call: Call, caller: Caller) -> Answer:
         """A call's whole answer. When the engine was lost under it, it is run once more. Raises `Failure`."""
-        call, deadline = compose.seeded(call), self._deadline(call.timeout, caller)
-        with self._accounted():
+        call, deadline = compose.seeded(call, self._seed), self._deadline(call.timeout, caller)
+        with self._accounts.request():
             try:
                 return await self._answer(call, caller, deadline, None)
             except EngineLost:
@@ -202,7 +209,7 @@ class Service:
             first = begun[i] if call.scoring else compose.settled(begun[i], completions)
             answers.append(Answered(first, completions))
         answer = Answer(tuple(answers), queued_seconds=queued, seconds=loop.time() - run.made)
-        self._spent(answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens)
+        self._accounts.spent(answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens)
         return answer
 
     async def events(
@@ -210,7 +217,7 @@ class Service:
     ) -> AsyncIterator[ir.Event]:
         """A whole program's events, the last one `ir.Ended` (also when the engine was lost). Raises `Failure` for
         operations that cannot be carried out, before anything happened, and for a missed deadline."""
-        with self._accounted():
+        with self._accounts.request():
             async with await self.duplex(header, caller, timeout=timeout) as duplex:
                 await duplex.send(ops)
                 duplex.end()
@@ -229,7 +236,7 @@ class Service:
         except BaseException:
             run.close()
             raise
-        return Duplex(run, session, self._threads, self._ended)
+        return Duplex(run, session, self._threads, self._accounts.ended)
 
     # -- one run
 
@@ -300,46 +307,6 @@ class Service:
         if timeout is not None:
             ends.append(self._attach().time() + timeout)
         return min(ends, default=None)
-
-    # -- accounts
-
-    @contextlib.contextmanager
-    def _accounted(self) -> Iterator[None]:
-        began = self._attach().time()
-        try:
-            yield
-        except Failure as failure:
-            self._note("request_failed", float(failure.status))
-            raise
-        except BaseException:
-            self._note("aborted", 1.0)
-            raise
-        self._note("request_ok", 1.0)
-        self._note("request_seconds", self._attach().time() - began)
-
-    def _paced(self, outs: Sequence[Begun | Piece], began: float, last: float) -> float:
-        """Account for a batch of text; when it came, or `last` when there was none in it."""
-        for out in outs:
-            self._count(out)
-        if not any(isinstance(out, Piece) for out in outs):
-            return last
-        now = self._attach().time()
-        self._note("inter_token_seconds" if last else "first_token_seconds", now - (last or began))
-        return now
-
-    def _count(self, out: Begun | Piece) -> None:
-        if isinstance(out, Begun):
-            self._spent(out.prompt_tokens, out.cached_tokens, 0)
-        elif out.meta is not None:
-            self._spent(0, 0, out.meta.completion_tokens)
-
-    def _ended(self, ended: ir.Ended) -> None:
-        self._spent(ended.usage.prompt_tokens, ended.usage.cached_tokens, ended.usage.generated_tokens)
-
-    def _spent(self, prompt: int, cached: int, generated: int) -> None:
-        for name, tokens in (("prompt_tokens", prompt), ("cached_tokens", cached), ("generated_tokens", generated)):
-            if tokens:
-                self._note(name, float(tokens))
 
     # -- text
 

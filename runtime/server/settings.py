@@ -45,6 +45,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     body_timeout: Annotated[float, Meta(gt=0, description="seconds for a request's body to arrive")] = 30.0
     request_timeout: Annotated[float, Meta(ge=0, description="seconds a request may take; 0 is no limit")] = 0.0
     drain_timeout: Annotated[float, Meta(ge=0, description="seconds that SIGTERM leaves running requests")] = 30.0
+    seed: Annotated[
+        int, Meta(ge=-1, description="makes requests without a seed repeatable, in order of arrival; -1 does not")
+    ] = -1
     strict_requests: Annotated[bool, Meta(description="refuse unknown request fields instead of warning")] = False
     metrics_public: Annotated[bool, Meta(description="/metrics without a key")] = False
     metrics_compat: Annotated[

@@ -227,12 +227,6 @@ def reply(payload: object, caller: Caller, notes: Sequence[str] = (), status: in
     return Response(msgspec.json.encode(payload), status, headers_of(caller, notes), "application/json")
 
 
-def refusal(failure: Failure, caller: Caller | None = None) -> Response:
-    """The answer that a failure is, in OpenAI's error object."""
-    headers = failure.headers() | (headers_of(caller) if caller else {})
-    return Response(msgspec.json.encode(failure.body()), failure.status, headers, "application/json")
-
-
 Frame = Callable[[Payload | Event], bytes]
 
 

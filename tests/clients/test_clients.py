@@ -55,7 +55,7 @@ SGLANG = (
 
 
 def run(client: str, script: str, *arguments: str) -> None:
-    """Run a script to its end. No variable of ours, no proxy, no key reaches it; its home is under `build`."""
+    """Run a script to its end. No variable and no key of ours reaches it; its home is under `build`."""
     home = HOME / f"{client}.home"
     home.mkdir(parents=True, exist_ok=True)
     environment = {

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 import ramet as rt
+from ramet.frontend.ir import Header, Score, Tokens
 
 
 def ask(mock, *names, **options):
@@ -113,3 +114,11 @@ def test_two_programs_on_one_mock():
         assert program("b").result(10) == "x"
         mock.release("a", "y")
         assert waiting.result(10) == "y"
+
+
+@pytest.mark.parametrize("op", [Tokens(id="0.0", seq="0", ids=(1,)), Score(id="0.0", seq="0", var="x")])
+def test_it_has_text_and_no_tokens(op):
+    with rt.Mock() as mock:
+        session = mock.open(Header(), lambda event: None)
+        with pytest.raises(rt.ConstraintError, match=f"{type(op).__name__}: the mock has text and no tokens"):
+            session.send([op])

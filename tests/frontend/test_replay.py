@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import ramet as rt
-from ramet.frontend.ir import Gen, Role, Sampling, Select, Text
-from ramet.frontend.replay import Recorder, one_by_one
+from ramet.frontend.ir import Finished, Gen, Header, Meta, Role, Sampling, Score, Select, Text, Tokens
+from ramet.frontend.replay import Recorder, Recording, one_by_one
 
 
 @rt.function(temperature=0)
@@ -96,3 +96,14 @@ def test_recording_does_not_change_the_run():
     recorder.close()
     with pytest.raises(rt.TransportError):
         everything.using(backend=mock)().result(20)
+
+
+def test_ids_and_scores_are_part_of_a_prefix_and_calls_of_their_own():
+    ids, score = Tokens(id="0.0", seq="0", ids=(1, 2)), Score(id="0.1", seq="0", var="s", start=1, top=2)
+    gen = Gen(id="0.2", seq="0", var="x")
+    finished = [Finished("0.1", "0", "", Meta()), Finished("0.2", "0", "a", Meta(completion_tokens=4))]
+    first, second = Recording(Header(), [ids, score, gen], finished).calls()
+    assert first == (ids, score)
+    assert second[0] == ids
+    assert [type(op) for op in second] == [Tokens, Gen]
+    assert second[1].id == "0.1"

@@ -282,6 +282,25 @@ def test_targets(impl: ModuleType) -> None:
     assert np.allclose(found.targets, wanted, atol=1e-5)
     assert found.tokens.shape == (0,)
     assert found.top_ids.shape == (0, 0)
+    assert found.target_ids.shape == found.target_logprobs.shape == (3, 0)
+
+
+@BOTH
+def test_alternatives_of_targets(impl: ModuleType) -> None:
+    """Each target has its own number, whatever the draws ask for; of equals the lower id first."""
+    logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(1)).round(decimals=1)
+    top = np.array([0, 3, 20, 40], np.int32)
+    targets = Targets(np.zeros(4, np.int32), np.array([4, 29, 7, 7], np.int32), top)
+    at = np.array([0, 1, 0, 1], np.int32)
+    found = impl.sample(logits, draws([0], logprobs=2), np.zeros(1, np.int32), targets, at, Masks())
+    wanted = np.log(softmax(logits.double().numpy()))
+    assert found.top_ids.shape == (1, 2)
+    assert found.target_ids.shape == found.target_logprobs.shape == (4, 40)
+    for n, (row, k) in enumerate(zip(at, top, strict=True)):
+        best = np.argsort(-logits[row].numpy(), kind="stable")[:k]
+        assert found.target_ids[n].tolist() == [*best.tolist(), *[-1] * (40 - len(best))]
+        assert np.allclose(found.target_logprobs[n, : len(best)], wanted[row, best], atol=1e-5)
+        assert found.target_logprobs[n, len(best) :].isnan().all()
 
 
 @BOTH

@@ -243,7 +243,8 @@ def test_more_rows_are_scored_than_there_are_draws(decoder: Decoder) -> None:
     """Logits of 40 rows in a runner whose buckets of draws end at 8."""
     graphs, eager = made(decoder), made(decoder, graphs=False)
     rows = np.arange(40, dtype=np.int32)
-    some = batch([Part(IDS[0], PLACE[0], 0, 40)], drawn=draws([39]), targets=Targets(rows, IDS[0, 1:41].copy()))
+    targets = Targets(rows, IDS[0, 1:41].copy(), np.full(40, 3, np.int32))
+    some = batch([Part(IDS[0], PLACE[0], 0, 40)], drawn=draws([39]), targets=targets)
     found = []
     for runner in (graphs, eager):
         flight = runner.forward(some)
@@ -251,4 +252,6 @@ def test_more_rows_are_scored_than_there_are_draws(decoder: Decoder) -> None:
         found.append(runner.read(flight))
     assert np.allclose(found[0].targets, found[1].targets, atol=1e-4)
     assert len(found[0].targets) == 40
+    assert np.array_equal(found[0].target_ids, found[1].target_ids)
+    assert found[0].target_ids.shape == (40, 3)
     assert np.array_equal(found[0].tokens, found[1].tokens)

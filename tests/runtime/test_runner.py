@@ -216,10 +216,13 @@ def test_batches_without_draws_or_tokens() -> None:
         engine.sample(flight, Masks())
         found = engine.read(flight)
         assert found.tokens.shape == found.logprobs.shape == found.targets.shape == (0,)
-    targets = Targets(np.array([3], np.int32), np.array([1], np.int32))
+    targets = Targets(np.array([3], np.int32), np.array([1], np.int32), np.array([4], np.int32))
     scored = engine.forward(batch(prompts(place), drawn=draws([]), targets=targets))
     engine.sample(scored, Masks())
-    assert np.isfinite(engine.read(scored).targets).all()
+    found = engine.read(scored)
+    assert np.isfinite(found.targets).all()
+    assert found.target_ids.shape == found.target_logprobs.shape == (1, 4)
+    assert (np.diff(found.target_logprobs) <= 0).all()
 
 
 # -- sizes

@@ -1,5 +1,5 @@
-"""R8: the server connects to nobody and opens no path that a client names. An audit hook in a process of its own watches
-every route while it is asked to."""
+"""R8: the server connects to nobody and opens no path that a client names. An audit hook, in a process of its own,
+watches while every route is asked to."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ STRINGS = (URL, PATH, f"file://{PATH}", f"{{% include '{PATH}' %}}")
 
 def bodies():
     """Bodies that every protocol reads its own part of, with a URL or a path wherever somebody might follow one."""
-    short = {"model": "tiny", "max_tokens": 1, "max_output_tokens": 1, "sampling_params": {"max_new_tokens": 1}}
+    short = {"model": "tiny", "max_tokens": 1, "max_output_tokens": 1,
+             "sampling_params": {"max_new_tokens": 1}, "options": {"num_predict": 1}}
     for i in range(11):
         text = STRINGS[i % 4]
         schema = {"$ref": text}
@@ -67,7 +68,8 @@ async def main():
     app = create_app(service, Settings(), Metrics("tiny", compat=True), ROUTERS)
     await service.start()
     statuses = {}
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost", timeout=60) as http:
+    inside = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=inside, base_url="http://localhost", timeout=60) as http:
         paths = (await http.get("/openapi.json")).json()["paths"]
         await http.post("/generate", json={"text": "x", "sampling_params": {"max_new_tokens": 1}})
         sys.addaudithook(hook)

@@ -68,11 +68,15 @@ def test_an_empty_id_ends_nothing(served: Served):
 
 
 def test_the_same_id_in_two_namespaces(served: Served):
-    with client(served, "alice") as alice, client(served, "bob") as bob:
-        with running(alice, "same"), running(bob, "same") as lines:
-            assert aborted(alice, rid="same") == 1
-            assert aborted(bob, rid="same") == 1
-            assert "abort" in json.dumps(ended(lines))
+    with (
+        client(served, "alice") as alice,
+        client(served, "bob") as bob,
+        running(alice, "same"),
+        running(bob, "same") as lines,
+    ):
+        assert aborted(alice, rid="same") == 1
+        assert aborted(bob, rid="same") == 1
+        assert "abort" in json.dumps(ended(lines))
 
 
 def test_an_id_that_is_under_way_is_refused(served: Served):

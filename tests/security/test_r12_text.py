@@ -98,7 +98,7 @@ def test_the_log_is_escaped_and_holds_no_prompts(served: Served):
         assert httpx.post(f"{served.url}/generate?q=tired", json=body, timeout=WAIT).status_code == 200
         wrong = {"text": secret, "sampling_params": {"max_new_tokens": secret}}
         assert httpx.post(f"{served.url}/generate", json=wrong, timeout=WAIT).status_code == 400
-        answer_to(served.url, request("GET", "/a%0d%0a2026 forged%1b[2J"))
+        answer_to(served.url, request("GET", "/a%0d%0a2026%20forged%1b[2J"))
         answer_to(served.url, request("GET", "/v1/models/%E2%80%AEx%E2%80%A8y"))
     finally:
         logger.removeHandler(handler)

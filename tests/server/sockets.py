@@ -63,7 +63,9 @@ async def ask(
 
 async def _head(reader: asyncio.StreamReader) -> Heard:
     first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+    headers = {
+        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)
+    }
     return Heard(int(first.split()[1]), headers)
 
 

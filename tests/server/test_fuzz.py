@@ -1,4 +1,4 @@
-"""Every endpoint of our own OpenAPI description, under bodies that are nearly right: no 5xx, no hang, nothing left over.
+"""Every endpoint of our own OpenAPI description, under bodies that are nearly right: no 5xx, no hang, nothing left.
 
 The strategies are made from `/openapi.json`: a body of the described shape, some of its fields, with values at the
 edges, and in every second one something that does not belong there. `make clients` lets schemathesis do it as well.
@@ -26,7 +26,9 @@ CONTEXT = 128  # so that what is valid is soon generated
 JUNK: st.SearchStrategy[Any] = st.sampled_from(
     (None, True, -1, 0, 2**31, 2**63, 10**30, -0.5, 1e308, "", "x", "\x00", "\U0001f600", "<|im_end|>", "../..", [], {})
 ) | st.recursive(st.none() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=2), max_leaves=5)
-TEXTS = st.sampled_from(("", "a", "Once upon a time", "tiny", "user", "assistant", "text", "\U0001f600", "river " * 500))
+TEXTS = st.sampled_from(
+    ("", "a", "Once upon a time", "tiny", "user", "assistant", "text", "\U0001f600", "river " * 500)
+)
 INTEGERS = st.sampled_from((0, 1, 2, 3, 8, 20, -1, 129, 49_151, 49_152, 10**9, -(2**63)))
 NUMBERS = st.sampled_from((0, 1, 0.5, 1e-9, -1, 2.5, 1e300)) | INTEGERS
 MODELS = st.sampled_from(("tiny", "tiny", "tiny", "nobody", ""))

@@ -127,9 +127,10 @@ async def killed_under_load(served: Served, kills: int, seed: int) -> Counter[st
     """Kill the engine after a random number of events, again once it is back, and so on; then stop asking."""
     rng = random.Random(seed)
     load = Load(served.url, await wanted(served.url))
+    moments = [rng.randrange(1, 120) for _ in range(kills)]
     clients = [asyncio.ensure_future(load.client(rng.getrandbits(32))) for _ in range(CLIENTS)]
-    work = asyncio.ensure_future(disturbed(served, load, [rng.randrange(1, 120) for _ in range(kills)]))
-    done, _ = await asyncio.wait({work, *clients}, return_when=asyncio.FIRST_COMPLETED)
+    tasks = [*clients, asyncio.ensure_future(disturbed(served, load, moments))]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     load.over = True
     for each in done:
         each.result()  # a client that ended early has seen what may not be

@@ -344,6 +344,23 @@ def test_numbers_that_json_does_not_have() -> None:
     assert meta["scores"] == [-9999.0, -0.5]
 
 
+def test_scores_of_the_prompt_itself(served: Served, http: httpx.Client) -> None:
+    """Its first token follows nothing: null in JSON, nan in msgpack."""
+    ops = [START, {"type": "score", "id": "0.1", "seq": "0", "var": "s", "start": 0, "top": 1}]
+    (event,) = [event for event in post(http, ops).json()["events"] if event["type"] == "finished"]
+    numbers = [entry[2] for entry in event["meta"]["logprobs"]]
+    assert numbers[0] is None
+    with socket(served) as line:
+        line.send(msgspec.msgpack.encode({**OPEN, "ops": ops, "end": True}))
+        events = [msgspec.msgpack.decode(line.recv(WAIT))]
+        while events[-1]["type"] != "ended":
+            events.append(msgspec.msgpack.decode(line.recv(WAIT)))
+    (packed,) = [event for event in events if event["type"] == "finished"]
+    assert math.isnan(packed["meta"]["logprobs"][0][2])
+    assert [entry[2] for entry in packed["meta"]["logprobs"][1:]] == numbers[1:]
+    assert all(number < 0 for number in numbers[1:])
+
+
 def test_ids_of_the_vocabulary(http: httpx.Client) -> None:
     tokens = {"type": "tokens", "id": "0.0", "seq": "0", "ids": [5, 6, 7]}
     assert post(http, [tokens, GEN]).status_code == 200

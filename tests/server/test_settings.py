@@ -46,6 +46,7 @@ SAMPLES: dict[str, Any] = {  # for every field: a value that is not its default
     "body_timeout": 2.5,
     "request_timeout": 3.5,
     "drain_timeout": 4.5,
+    "seed": 4,
     "strict_requests": True,
     "metrics_public": True,
     "metrics_compat": "none",
@@ -194,7 +195,7 @@ def test_beyond_loopback_there_is_a_key_or_a_decision():
 def test_keys_are_not_shown():
     rows = load({"api_key": ["secret-one", "secret-two"], "admin_key": "secret-three"}, {}).rows()
     assert "secret" not in repr(rows)
-    assert dict((name, value) for name, value, _ in rows)["api_key"] == "(2 set)"
+    assert {name: value for name, value, _ in rows}["api_key"] == "(2 set)"
 
 
 def test_fields_do_not_collide():

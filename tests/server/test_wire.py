@@ -11,7 +11,7 @@ import pytest
 from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from starlette.types import Message
 
 from ramet.runtime.server import wire
@@ -34,7 +34,7 @@ JSON = st.recursive(
 
 class Asked(wire.Body):
     temperature: float = 1.0
-    ids: list[int] | list[list[int]] = []
+    ids: list[int] | list[list[int]] = Field(default_factory=list)
     inner: Asked | None = None
 
 

@@ -272,6 +272,7 @@ WRONG_BATCHES: dict[str, Break] = {
     "draw fields": _draw("top_k", 0),
     "bias": lambda b: replace(b, draws=replace(b.draws, bias=((2, ids(1), np.zeros(1, np.float32)),))),
     "target row": lambda b: replace(b, targets=Targets(ids(5), ids(1))),
+    "target tops": lambda b: replace(b, targets=Targets(ids(0), ids(1), ids(1, 1))),
     "target token": lambda b: replace(b, targets=Targets(ids(0), ids(12))),
 }
 

@@ -57,10 +57,11 @@ for kind, wrong in (
     try:
         client.messages.create(**(ASKED | wrong))
     except kind as error:
-        assert error.body["type"] == "error"
-        assert error.body["error"]["message"]
-        continue
-    raise AssertionError(f"{wrong} was accepted")
+        said = error.body
+    else:
+        raise AssertionError(f"{wrong} was accepted")
+    assert said["type"] == "error"
+    assert said["error"]["message"]
 
 
 async def side_by_side():

@@ -5,7 +5,7 @@ import os
 import sys
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it fetches a price list
-import litellm  # noqa: E402 (the variable is read at import)
+import litellm
 
 URL, MODEL = sys.argv[1:3]
 litellm.telemetry = False

@@ -33,10 +33,11 @@ for wrong in ({"model": "nobody"}, {"options": {"temperature": -1.0}}):
     try:
         client.chat(**({"model": MODEL, "messages": ASKED, "options": OPTIONS} | wrong))
     except ollama.ResponseError as error:
-        assert error.status_code in (400, 404)
-        assert error.error
-        continue
-    raise AssertionError(f"{wrong} was accepted")
+        status, said = error.status_code, error.error
+    else:
+        raise AssertionError(f"{wrong} was accepted")
+    assert status in (400, 404)
+    assert said
 
 
 async def side_by_side():

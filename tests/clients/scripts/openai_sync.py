@@ -76,9 +76,7 @@ def completions():
     )
     assert [c.index for c in batch.choices] == [0, 1, 2, 3]
     assert batch.choices[0].text == batch.choices[1].text == one.choices[0].text
-    chunks = client.completions.create(
-        model=MODEL, prompt="Once upon a time", max_tokens=8, temperature=0, stream=True
-    )
+    chunks = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8, temperature=0, stream=True)
     assert "".join(c.choices[0].text for c in chunks if c.choices) == one.choices[0].text
 
     scored = client.completions.create(

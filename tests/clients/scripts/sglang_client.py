@@ -66,7 +66,7 @@ def branches():
 def turns():
     state = talk.run(first="Name a river.", second="Another.", temperature=0)
     assert [message["role"] for message in state.messages()] == ["system", "user", "assistant", "user", "assistant"]
-    assert state.messages()[2]["content"] == state["one"]
+    assert state.messages()[2]["content"] == state["one"].strip()
 
 
 def choices():

@@ -1,4 +1,4 @@
-"""`smolagents`: its model class over chat completions, and an agent that acts by writing code. argv: base URL, model."""
+"""`smolagents`: its model class over chat completions, and an agent that writes code. argv: base URL, model."""
 
 import sys
 

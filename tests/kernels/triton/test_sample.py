@@ -320,12 +320,14 @@ def test_logprobs_are_those_of_the_reference() -> None:
     bias = (0, np.array([5], np.int32), np.array([100], np.float32))
     drawn = draws(range(5), logprobs=[3, 20, 15, 0, -1], bias=(bias,))
     at = np.array([0, 1, 2, 3, 3], np.int32)
-    targets, where = Targets(EMPTY, np.array([0, 4499, 7, 7], np.int32)), np.array([1, 0, 0, 3], np.int32)
+    top = np.array([0, 20, 5, 1], np.int32)
+    targets, where = Targets(EMPTY, np.array([0, 4499, 7, 7], np.int32), top), np.array([1, 0, 2, 3], np.int32)
     found = sample.sample(torch.from_numpy(logits).to(DEVICE), drawn, at, targets, where, Masks())
     wanted = reference.sample(torch.from_numpy(logits), drawn, at, targets, where, Masks())
     assert found.tokens.tolist() == wanted.tokens.tolist()
     assert found.top_ids.tolist() == wanted.top_ids.tolist()
-    for name in ("logprobs", "top_logprobs", "targets"):
+    assert found.target_ids.tolist() == wanted.target_ids.tolist()
+    for name in ("logprobs", "top_logprobs", "targets", "target_logprobs"):
         torch.testing.assert_close(getattr(found, name).cpu(), getattr(wanted, name), atol=1e-5, rtol=0, equal_nan=True)
 
 
@@ -338,6 +340,21 @@ def test_nothing_to_draw_or_only_targets() -> None:
     assert found.tokens.shape == (0,) and found.top_ids.shape == (0, 0)
     none = sample.sample(logits.to(DEVICE), draws([]), EMPTY, NO_TARGETS, EMPTY, Masks())
     assert none.targets.shape == (0,)
+
+
+@pytest.mark.parametrize(("own", "given"), [(2, 7), (7, 2), (-1, 3), (3, 0)])
+def test_draws_and_targets_have_lists_of_their_own_width(own: int, given: int) -> None:
+    logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(2))
+    drawn, at = draws(range(2), logprobs=own), np.array([0, 2], np.int32)
+    targets = Targets(EMPTY, np.array([4, 4999, 7], np.int32), np.full(3, given, np.int32))
+    where = np.array([1, 0, 1], np.int32)
+    found = sample.sample(logits.to(DEVICE), drawn, at, targets, where, Masks())
+    wanted = reference.sample(logits, drawn, at, targets, where, Masks())
+    for name in ("top_ids", "target_ids"):
+        assert getattr(found, name).shape == getattr(wanted, name).shape
+        assert getattr(found, name).tolist() == getattr(wanted, name).tolist()
+    for name in ("logprobs", "top_logprobs", "targets", "target_logprobs"):
+        torch.testing.assert_close(getattr(found, name).cpu(), getattr(wanted, name), atol=1e-5, rtol=0, equal_nan=True)
 
 
 def test_many_alternatives_of_a_small_vocabulary() -> None:

@@ -1,0 +1,266 @@
+"""What the server adds: in: a model. Out: tokens/s over HTTP and offline, the time to a first token, a stream's gaps.
+
+A server process and an offline engine with the same model take turns (A B A B) at the same prompts; each figure is a
+median over the turns. The client is a few lines on plain sockets, so that it costs little. The last table is a stream
+beside which another client posts a prompt of 100 kB: how long the stream's longest pause is, with and without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import platform
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.table import Table
+
+import ramet as rt
+from ramet.frontend import ir
+
+WORDS = ("river", "stone", "green", "walks", "seven", "light", "under", "paper", "cold", "music")
+LONG = 100_000  # bytes of the prompt that is tokenised beside a stream
+READY = 300.0  # seconds until a server that does not say where it listens is given up on
+
+
+@contextlib.contextmanager
+def serve(model: str, options: Sequence[str]) -> Iterator[str]:
+    """The URL of a server process."""
+    command = [sys.executable, "-P", "-m", "ramet", "serve", model, "--port", "0", "--log-level", "error", *options]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    timer = threading.Timer(READY, process.kill)
+    timer.start()
+    assert process.stdout is not None, "it is a pipe"
+    try:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            url = re.search(r"https?://127\.0\.0\.1:\d+", line)
+            if url:
+                break
+        else:
+            raise SystemExit(f"the server did not start:\n{''.join(said)}")
+        timer.cancel()
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        yield url.group()
+    finally:
+        timer.cancel()
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+# -- both sides
+
+
+@dataclass(slots=True)
+class Heard:
+    """When what came of one completion: `began`, and the time of each piece."""
+
+    began: float
+    times: list[float] = field(default_factory=list)
+
+
+def prompt_of(turn: int, number: int) -> str:
+    """About ten tokens, a different one each time, so that no turn finds what another has computed."""
+    return f"{turn} {number} " + " ".join(WORDS[(turn * 7 + number * 3 + k) % len(WORDS)] for k in range(5))
+
+
+async def post(url: str, body: dict[str, Any]) -> tuple[Heard, bytes]:
+    """One request, read to its end; the first line of the answer."""
+    where = urlsplit(url)
+    content = json.dumps(body).encode()
+    head = f"POST /generate HTTP/1.1\r\nHost: {where.netloc}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    heard = Heard(time.perf_counter())
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    status = (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0]
+    while part := await reader.read(1 << 16):
+        if b"data: " in part or not body.get("stream"):
+            heard.times.append(time.perf_counter())
+    writer.close()
+    return heard, status
+
+
+async def ask(url: str, text: str, tokens: int, *, stream: bool) -> Heard:
+    """One completion of exactly `tokens` tokens."""
+    sampling = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    body = {"text": text, "sampling_params": sampling, "stream": stream, "incremental_streaming_output": stream}
+    heard, status = await post(url, body)
+    if b" 200 " not in status:
+        raise SystemExit(f"the server answered {status!r}")
+    return heard
+
+
+def over_http(url: str, turn: int, batch: int, tokens: int, *, stream: bool) -> list[Heard]:
+    """`batch` completions at once."""
+
+    async def all_of() -> list[Heard]:
+        return await asyncio.gather(*(ask(url, prompt_of(turn, k), tokens, stream=stream) for k in range(batch)))
+
+    return asyncio.run(all_of())
+
+
+def offline(engine: rt.Engine, turn: int, batch: int, tokens: int) -> list[Heard]:
+    """The same as programs of the offline engine."""
+    over = threading.Semaphore(0)
+    sampling = ir.Sampling(temperature=0, max_tokens=tokens, ignore_eos=True)
+
+    def begin(number: int) -> Heard:
+        heard = Heard(time.perf_counter())
+
+        def deliver(event: ir.Event) -> None:
+            if isinstance(event, ir.Token):
+                heard.times.append(time.perf_counter())
+            elif isinstance(event, ir.Ended):
+                over.release()
+
+        session = engine.open(ir.Header(), deliver)
+        text = ir.Text(id="0.0", seq="0", parts=(prompt_of(turn, number),))
+        session.send((text, ir.Gen(id="0.1", seq="0", var="x", sampling=sampling)))
+        session.end()
+        return heard
+
+    heard = [begin(number) for number in range(batch)]
+    for _ in heard:
+        over.acquire()
+    return heard
+
+
+# -- figures
+
+
+def rate(act: Callable[[], object], tokens: int) -> float:
+    """Tokens per second of wall time."""
+    start = time.perf_counter()
+    act()
+    return tokens / (time.perf_counter() - start)
+
+
+def throughput(url: str, engine: rt.Engine, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
+    """One row: tokens/s of the three ways to ask, in turns, and the medians of the turns' ratios."""
+    whole, streamed, alone = list[float](), list[float](), list[float]()
+    for turn in range(-1, repeats):
+        seed = (1 + turn) * 1000 + batch
+        total = batch * tokens
+        rates = (
+            rate(partial(offline, engine, seed, batch, tokens), total),
+            rate(partial(over_http, url, seed, batch, tokens, stream=False), total),
+            rate(partial(over_http, url, seed + 500, batch, tokens, stream=True), total),
+        )
+        if turn >= 0:  # the first turn warms up
+            for found, value in zip((alone, whole, streamed), rates, strict=True):
+                found.append(value)
+    return {
+        "batch": batch,
+        "offline tok/s": statistics.median(alone),
+        "HTTP tok/s": statistics.median(whole),
+        "streamed tok/s": statistics.median(streamed),
+        "HTTP / offline": statistics.median(w / a for w, a in zip(whole, alone, strict=True)),
+        "streamed / offline": statistics.median(s / a for s, a in zip(streamed, alone, strict=True)),
+    }
+
+
+def first_token(url: str, engine: rt.Engine, repeats: int) -> dict[str, float]:
+    """Milliseconds to the first token of a short prompt on an idle server, and offline."""
+    http, alone = list[float](), list[float]()
+    for turn in range(repeats):
+        for found, heard in (
+            (alone, offline(engine, 7_000_000 + turn, 1, 2)),
+            (http, over_http(url, 7_000_000 + turn, 1, 2, stream=True)),
+        ):
+            found.append(1e3 * (heard[0].times[0] - heard[0].began))
+    ratio = statistics.median(h / a for h, a in zip(http, alone, strict=True))
+    return {"offline ms": statistics.median(alone), "HTTP ms": statistics.median(http), "HTTP / offline": ratio}
+
+
+def pauses(url: str, tokens: int, length: int, repeats: int) -> dict[str, float]:
+    """Milliseconds: a stream's median gap, and its longest one, alone and while a long prompt is tokenised."""
+
+    async def one(turn: int, *, beside: bool) -> list[float]:
+        stream = asyncio.ensure_future(ask(url, prompt_of(8_000_000 + 2 * turn + beside, 0), tokens, stream=True))
+        if beside:
+            text = " ".join(WORDS[(turn + k) % len(WORDS)] for k in range(length // 6))
+            while not stream.done():
+                await post(url, {"text": text, "sampling_params": {"max_new_tokens": 0}})
+        times = (await stream).times
+        return [1e3 * (b - a) for a, b in itertools.pairwise(times)]
+
+    alone, both = list[list[float]](), list[list[float]]()
+    for turn in range(repeats):
+        alone.append(asyncio.run(one(turn, beside=False)))
+        both.append(asyncio.run(one(turn, beside=True)))
+    longest = [statistics.median(max(gaps) for gaps in runs) for runs in (alone, both)]
+    return {
+        "median gap ms": statistics.median(gap for gaps in alone for gap in gaps),
+        "median gap beside ms": statistics.median(gap for gaps in both for gap in gaps),
+        "longest gap ms": longest[0],
+        "longest gap beside ms": longest[1],
+    }
+
+
+# -- output
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Rows for people."""
+    out = Table()
+    for name in rows[0]:
+        out.add_column(name, justify="right")
+    for row in rows:
+        out.add_row(*(f"{value:.3f}" if " / " in name else f"{value:.4g}" for name, value in row.items()))
+    return out
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--threads", type=int, default=0, help="of each engine; 0 is one per core")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--tokens", type=int, default=64, help="of each completion")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--long", type=int, default=LONG, help="bytes of the prompt beside a stream")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    options = parser.parse_args()
+
+    kv = max(options.batches) * (options.tokens + 64) * 4
+    flags = ["--threads", str(options.threads), "--kv-tokens", str(kv)]
+    with (
+        rt.Engine(options.model, threads=options.threads, kv_tokens=kv) as engine,
+        serve(options.model, flags) as url,
+    ):
+        info = engine.info()
+        rows = [throughput(url, engine, batch, options.tokens, options.repeats) for batch in options.batches]
+        first = first_token(url, engine, max(3, 3 * options.repeats))
+        gaps = pauses(url, options.tokens, options.long, options.repeats)
+    machine = f"{platform.machine()}, Python {platform.python_version()}"
+    if options.json:
+        shown = {"model": info["model"], "dtype": info["dtype"], "machine": machine, "throughput": rows}
+        print(json.dumps({**shown, "first token": first, "pauses": gaps}, indent=2))
+        return
+    console = Console()
+    console.print(f"{info['model']}, {info['dtype']}, {machine}, medians of {options.repeats} turns", highlight=False)
+    console.print(table(rows))
+    console.print(f"time to the first of 2 tokens, idle; then a stream's gaps beside a prompt of {options.long} bytes")
+    console.print(table([first]))
+    console.print(table([gaps]))
+
+
+if __name__ == "__main__":
+    main()
