@@ -16,13 +16,21 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 WEIGHTS = ("auto", "dense", "int8", "int4", "fp8")
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of a step and of admission."""
+STEP = {"cpu": 512, "cuda": 4096}  # new tokens of a step that nobody sized: enough to compute, short enough to wait for
 
-    batch_tokens: int = 512  # new tokens in one step, over all sequences
-    chunk_tokens: int = 512  # of those, new tokens of one sequence
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of a step and of admission; 0 tokens are what suits the device (`STEP`)."""
+
+    batch_tokens: int = 0  # new tokens in one step, over all sequences
+    chunk_tokens: int = 0  # of those, new tokens of one sequence
     lease_seconds: float = 60.0  # how long a sequence whose program is busy elsewhere keeps its KV
     overlap: bool = True  # read the results of a step while the next one is computed
+
+    def on(self, device: str) -> Limits:
+        """With the sizes that nobody chose filled in for `device`, "cpu" or "cuda"."""
+        tokens = self.batch_tokens or STEP[device]
+        return msgspec.structs.replace(self, batch_tokens=tokens, chunk_tokens=self.chunk_tokens or tokens)
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,10 +77,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 raise EngineError(f"{field}={value!r}: must be an integer of at least {low}")
         for field in ("batch_tokens", "chunk_tokens"):
             value = getattr(self.limits, field)
-            if value < 1:
-                raise EngineError(f"limits.{field}={value!r}: must be at least 1")
+            if value < 0:
+                raise EngineError(f"limits.{field}={value!r}: must be at least 1, or 0 for what suits the device")
         if not (math.isfinite(self.limits.lease_seconds) and self.limits.lease_seconds >= 0):
             raise EngineError(f"limits.lease_seconds={self.limits.lease_seconds!r}: must be finite and not negative")
+
+    def on(self, device: str) -> Config:
+        """What it means on `device`, "cpu" or "cuda". Raises `EngineError` for what is not to be had there."""
+        return msgspec.structs.replace(self, device=device, limits=self.limits.on(device))
 
     def check_cpu(self) -> None:
         """Raise `EngineError` for what needs a GPU; called when the device turns out to be the CPU."""

@@ -47,7 +47,7 @@ class EngineCore:
         model: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        limits = limits or Limits()
+        limits = (limits or Limits()).on("cpu")  # what is chosen stays as it is
         self.runner = runner
         self.port = port
         self.cache = Cache(runner.capacity, runner.rows, runner.context)

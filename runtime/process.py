@@ -39,9 +39,11 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 def build(config: Config, port: Port) -> tuple[EngineCore, m.Ready]:
     """Load the model that `config` names and put an engine on it."""
-    from ramet.runtime.models.load import load_weights  # torch is imported here, not by whoever imports this module
+    from ramet.runtime.device import choose  # torch is imported here, not by whoever imports this module
+    from ramet.runtime.models.load import load_weights
 
     began = time.monotonic()
+    config = config.on(choose(config.device))
     source = hub.resolve(config.model)
     spec = hub.load_spec(source)
     tokenizer = load_tokenizer(source)
@@ -53,10 +55,8 @@ def build(config: Config, port: Port) -> tuple[EngineCore, m.Ready]:
 
 
 def build_runner(config: Config, spec: Spec, load: Load) -> AnyRunner:
-    """The runner on the device that `config` names or, for "auto", that is there."""
-    from ramet.runtime.device import choose
-
-    if choose(config.device) == "cuda":
+    """The runner on the device that `config` names, which is no longer "auto"."""
+    if config.device == "cuda":
         from ramet.runtime.cuda import build
 
         return build(config, spec, load)

@@ -89,8 +89,8 @@ ENGINE_HELP = {
     "kv_tokens": "KV slots; 0 is as many as kv_share holds",
     "kv_share": "share for KV of the memory left after the weights; 0 is a quarter on a CPU, 0.9 on cuda",
     "max_running": "sequences that decode at once",
-    "batch_tokens": "new tokens of one step, over all sequences",
-    "chunk_tokens": "of these, new tokens of one sequence",
+    "batch_tokens": "new tokens of one step, over all sequences; 0 is 512 on a CPU, 4096 on cuda",
+    "chunk_tokens": "of these, new tokens of one sequence; 0 is all of them",
 }
 
 

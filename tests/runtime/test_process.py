@@ -280,7 +280,7 @@ def test_orders_to_nobody_are_lost_without_a_word() -> None:
         ({"kv_token": 5}, "kv_token=5: no such engine option; did you mean kv_tokens"),
         ({"context": 10**6}, "context=1000000: .*2048; ask for less"),
         ({"threads": "two"}, "threads"),
-        ({"batch_tokens": 0}, "batch_tokens=0: must be at least 1"),
+        ({"batch_tokens": -1}, "batch_tokens=-1: must be at least 1, or 0 for what suits the device"),
         ({"device": "cuda"}, "device='cuda'"),
     ],
 )

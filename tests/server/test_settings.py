@@ -156,7 +156,7 @@ def test_unknown_names_are_refused_with_a_hint(tmp_path: Path, capsys: pytest.Ca
         ("header_timeout", "0"),
         ("dtype", "float8"),
         ("kv_share", "2"),
-        ("batch_tokens", "0"),
+        ("batch_tokens", "-1"),
         ("host", "0.0.0.0"),
         ("api_key", "two words"),
         ("api_key", "schlüssel"),

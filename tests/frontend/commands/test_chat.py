@@ -143,10 +143,15 @@ def test_wrong_usage_is_status_2_and_loads_nothing() -> None:
     assert "standard input is empty" in one_line(chat("--model", "nope", say=" \n"), 2)
     assert "no UTF-8 text: invalid start byte at byte 2" in one_line(chat("--model", "nope", say=b"hi\xff"), 2)
     assert "temperature=101.0: must be between" in one_line(chat("--temperature", "101", "--model", "nope"), 2)
-    assert "temperature=nan: must be a finite number" in one_line(chat("--temperature", "nan"), 2)
     assert "a model goes to --model" in one_line(chat("smollm2"), 2)
     assert "must begin with http://" in one_line(chat("ftp://host"), 2)
-    for arguments in (("--max-tokens", "0"), ("--temperature", "-1"), ("--treads", "2"), ("a", "b")):
+    for arguments in (
+        ("--max-tokens", "0"),
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--treads", "2"),
+        ("a", "b"),
+    ):
         done = chat(*arguments)
         assert (done.exit_code, done.stdout) == (2, "")
 
@@ -156,7 +161,7 @@ def test_addresses(url: str) -> None:
     assert address(url) == (url if "://" in url else f"http://{url}")
 
 
-@pytest.mark.parametrize("url", ["a b", "a.b", "http://", "x:y", "http://[", "localhost:port"])
+@pytest.mark.parametrize("url", ["a b", "a.b", "http://", "x:y", "localhost:port"])
 def test_no_addresses(url: str) -> None:
     with pytest.raises(WrongUsage):
         address(url)
