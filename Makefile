@@ -2,6 +2,7 @@
 #   make demo    a multi-call program on a real language model, with the savings measured
 #   make test    the whole test suite (without tests marked nightly or gpu)
 #   make kernels the GPU kernels without a GPU: in Triton's interpreter, and compiled for sm_90
+#   make clients other people's clients (openai, anthropic, ollama, langchain, sglang, ...) against the server
 #   make check   ruff, ruff format, mypy --strict
 #   make bench   the first table: step time, tokens/s, the demo's ratio
 # ARGS passes options on (make test ARGS="-k radix"); PYTHON names the interpreter that makes .venv.
@@ -15,7 +16,7 @@ export PYTHONSAFEPATH := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kernels nightly check bench types clean
+.PHONY: help setup demo test kernels clients nightly check bench types clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -27,13 +28,17 @@ demo: setup
 	@$(RUN) -m ramet demo $(ARGS)
 
 test: setup
-	@$(RUN) -m pytest -q -m "not nightly and not gpu and not triton and not aot" $(ARGS)
+	@$(RUN) -m pytest -q -m "not nightly and not gpu and not triton and not aot and not clients" $(ARGS)
 
 # Triton's interpreter and ahead-of-time compiler exclude each other in one process.
 kernels: setup  # interpreter, table of registers, shared memory and spills, then the rest of the compiler
 	@TRITON_INTERPRET=1 $(RUN) -m pytest -q -m triton tests/kernels/triton tests/benchmarks $(ARGS)
 	@$(RUN) -m ramet.kernels.triton.aot
 	@$(RUN) -m pytest -q -m aot tests/kernels/triton $(ARGS)
+
+# Other people's clients, each in a virtual environment of its own, against a server process.
+clients: setup
+	@$(RUN) -m pytest -q -m clients tests/clients $(ARGS)
 
 nightly: setup
 	@$(RUN) -m pytest -q -m "nightly" $(ARGS)
