@@ -38,7 +38,7 @@ kernels: setup  # interpreter, table of registers, shared memory and spills, the
 
 # Other people's clients, each in a virtual environment of its own, against a server process.
 clients: setup
-	@$(RUN) -m pytest -q -m clients tests/clients $(ARGS)
+	@$(RUN) -m pytest -q -m "clients and not nightly" tests/clients tests/server $(ARGS)
 
 nightly: setup
 	@$(RUN) -m pytest -q -m "nightly" $(ARGS)

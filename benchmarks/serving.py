@@ -81,8 +81,8 @@ def prompt_of(turn: int, number: int) -> str:
     return f"{turn} {number} " + " ".join(WORDS[(turn * 7 + number * 3 + k) % len(WORDS)] for k in range(5))
 
 
-async def post(url: str, body: dict[str, Any]) -> tuple[Heard, bytes]:
-    """One request, read to its end; the first line of the answer."""
+async def post(url: str, body: dict[str, Any], begun: asyncio.Event) -> tuple[Heard, bytes]:
+    """One request, read to its end; the first line of the answer. Sets `begun` at its first piece."""
     where = urlsplit(url)
     content = json.dumps(body).encode()
     head = f"POST /generate HTTP/1.1\r\nHost: {where.netloc}\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -93,15 +93,16 @@ async def post(url: str, body: dict[str, Any]) -> tuple[Heard, bytes]:
     while part := await reader.read(1 << 16):
         if b"data: " in part or not body.get("stream"):
             heard.times.append(time.perf_counter())
+            begun.set()
     writer.close()
     return heard, status
 
 
-async def ask(url: str, text: str, tokens: int, *, stream: bool) -> Heard:
+async def ask(url: str, text: str, tokens: int, *, stream: bool, begun: asyncio.Event | None = None) -> Heard:
     """One completion of exactly `tokens` tokens."""
     sampling = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
     body = {"text": text, "sampling_params": sampling, "stream": stream, "incremental_streaming_output": stream}
-    heard, status = await post(url, body)
+    heard, status = await post(url, body, begun or asyncio.Event())
     if b" 200 " not in status:
         raise SystemExit(f"the server answered {status!r}")
     return heard
@@ -193,11 +194,12 @@ def pauses(url: str, tokens: int, length: int, repeats: int) -> dict[str, float]
     """Milliseconds: a stream's median gap, and its longest one, alone and while a long prompt is tokenised."""
 
     async def one(turn: int, *, beside: bool) -> list[float]:
-        stream = asyncio.ensure_future(ask(url, prompt_of(8_000_000 + 2 * turn + beside, 0), tokens, stream=True))
+        begun, prompt = asyncio.Event(), prompt_of(8_000_000 + 2 * turn + beside, 0)
+        stream = asyncio.ensure_future(ask(url, prompt, tokens, stream=True, begun=begun))
         if beside:
             text = " ".join(WORDS[(turn + k) % len(WORDS)] for k in range(length // 6))
-            while not stream.done():
-                await post(url, {"text": text, "sampling_params": {"max_new_tokens": 0}})
+            await begun.wait()
+            await post(url, {"text": text, "sampling_params": {"max_new_tokens": 0}}, asyncio.Event())
         times = (await stream).times
         return [1e3 * (b - a) for a, b in itertools.pairwise(times)]
 

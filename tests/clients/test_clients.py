@@ -98,6 +98,7 @@ def test_client_of_long_prompts(script: str, real: str):
     run(MUST[script], script, real, MODEL["real"])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("script", MAY)
 def test_client_beyond(script: str, tiny: str):
     try:

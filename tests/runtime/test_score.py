@@ -208,6 +208,19 @@ def test_cached_tokens_before_the_start_are_not_computed(exact: Decoder) -> None
     assert d.core.cache.slots.free == d.core.cache.capacity - 100
 
 
+def test_scoring_again_holds_one_chunk_beyond_the_cache(exact: Decoder) -> None:
+    d = drive(exact, chunk_tokens=16)
+    held = []
+
+    def look(n: int) -> None:
+        held.extend(seq.computed - seq.depth for seq in d.core.scheduler.running)
+
+    for _ in range(2):
+        scoring(d, PROMPTS[3])
+        d.run(before=look)
+    assert max(held) == 16
+
+
 def test_a_prefill_computes_and_caches_the_whole_prompt(exact: Decoder) -> None:
     d, prompt = drive(exact), PROMPTS[3]
     name = scoring(d, prompt, 1 << 30)

@@ -15,7 +15,7 @@ import termios
 import time
 from types import TracebackType
 
-WAIT = 60.0  # seconds until a test gives up on what hangs
+WAIT = 15.0  # seconds until a test gives up on what hangs
 _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 

@@ -266,7 +266,7 @@ def test_a_chat_on_a_terminal() -> None:
         screen.type("half a line\x03")
         screen.until("leaves]\n>>> ")
         screen.type("//slash\r")
-        screen.until("there!\n")
+        screen.until("there!\n>>> ")  # Ctrl-D counts only where a line is being read
         screen.type("\x04")
         assert screen.ended() == 0
         asked = [body["messages"] for body in peer.to("/v1/chat/completions")]
