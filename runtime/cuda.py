@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,9 +19,10 @@ from ramet.kernels import ops as ops_for
 from ramet.kernels.ops import Angles, Ops
 from ramet.runtime.batch import F32, I32, Batch, Draws, Flight, Masks, Samples, Targets
 from ramet.runtime.config import Config
-from ramet.runtime.device import CudaDevice, Device, Fetch, exhausted
+from ramet.runtime.device import CudaDevice, Device, Fetch, exhausted, out_of_memory, place_kernels
 from ramet.runtime.graphs import FORWARD_BYTES, SMALL_BYTES, Graphs, aligned, buckets, headed
 from ramet.runtime.models.decoder import Decoder
+from ramet.runtime.models.fetch import cache_directory
 from ramet.runtime.models.spec import Spec
 from ramet.runtime.runner import Load, checked_context, wanted
 from ramet.runtime.sizing import Budget, check_weights, device_capacity, device_weight_bytes
@@ -29,6 +30,7 @@ from ramet.runtime.steps import MOST, Steps, TritonSteps
 
 T = TypeVar("T")
 MakeSteps = Callable[[Decoder, Angles, int], Steps]  # of a decoder, its angles and a capacity
+_SHORT = 17  # tokens of a dummy chunk: more than a narrow item's, fewer than a tall one's
 LONG = 513  # KV tokens of a dummy whose attention has more than one span: decoding merges, and needs graphs for it
 
 
@@ -91,10 +93,11 @@ class CudaRunner:
         return self._graphs
 
     def warm(self, tokens: int) -> None:
-        """Run dummies through the real path: one step of `tokens` tokens, then decode steps of every bucket of up to
-        `rows` sequences, short and long ones, whose graphs are captured. Raises `EngineError` when that needs more
-        memory than there is."""
+        """Run dummies through the real path: one step of `tokens` tokens, what only some requests ask for, then decode
+        steps of every bucket of up to `rows` sequences, short and long ones, whose graphs are captured. Raises
+        `EngineError` when that needs more memory than there is."""
         self._largest(tokens)
+        self._rarest()
         graphs = self._graphs
         if graphs is None:
             return
@@ -136,6 +139,19 @@ class CudaRunner:
         flight = self.forward(dummy(spans, slot=self.capacity, rows=self.rows, draws=self.rows))
         self.sample(flight, Masks())
         self.read(flight)
+
+    def _rarest(self) -> None:
+        """A chunk that is short enough for the items of forks, bitmasks with and without truncation, changed logits,
+        log-probabilities. Whoever asks for one of them first would else wait for the compiler, and with him all."""
+        made = dummy([(0, min(_SHORT, self.context))], slot=self.capacity, rows=self.rows, draws=1)
+        masks = Masks(allowed=((0, np.full(-(-self.vocab // 32), 0xFFFFFFFF, np.uint32)),))
+        bias = ((0, np.zeros(1, np.int32), np.ones(1, np.float32)),)
+        scored = replace(made.draws, bias=bias, logprobs=np.zeros(1, np.int32))
+        greedy = replace(made.draws, temperature=np.zeros(1, np.float32))
+        for drawn in (scored, greedy):
+            flight = self.forward(replace(made, draws=drawn))
+            self.sample(flight, masks)
+            self.read(flight)
 
     # -- the Runner protocol
 
@@ -224,14 +240,15 @@ def guarded(device: Device, doing: str, act: Callable[[], T]) -> T:
     try:
         with device.launching():
             return act()
-    except torch.OutOfMemoryError as error:
-        traceback.clear_frames(error.__traceback__)  # their tensors would live as long as the error
-        device.trim()
-        failure = exhausted(device, doing, error)
     except Exception as error:
-        if device.healthy():
+        if out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # their tensors would live as long as the error
+            device.trim()
+            failure = exhausted(device, doing, error)
+        elif device.healthy():
             raise
-        failure = DeviceLost(f"{device.name} failed in {doing}: {type(error).__name__}: {error}")
+        else:
+            failure = DeviceLost(f"{device.name} failed in {doing}: {type(error).__name__}: {error}")
     raise failure
 
 
@@ -303,6 +320,7 @@ def build(config: Config, spec: Spec, load: Load) -> CudaRunner:
     host. Raises `EngineError` or `ModelError` when CUDA cannot be used here or the model does not fit, with the
     figures; before weights are loaded when they alone do not fit."""
     device = CudaDevice()
+    place_kernels(cache_directory() / "triton")
     weights = "dense" if config.weights == "auto" else config.weights
     ops = ops_for("cuda", weights=weights, deterministic=config.deterministic)
     if config.threads:

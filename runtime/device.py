@@ -1,4 +1,4 @@
-"""A device as the graph runner sees it: two streams, staging, fetching, captured graphs, memory.
+"""A device as the graph runner sees it: streams, staging, fetching, captured graphs, memory.
 
 In: host arrays and functions that launch work. Out: device tensors, results on the host, graphs to replay. `CudaDevice`
 is a GPU; `HostDevice` runs everything at once on the CPU, so that whatever is built on a `Device` is tested without a
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -151,7 +153,8 @@ class Landing:
 
 
 class CudaDevice:
-    """The current CUDA device: a stream for computation, one for copies, one memory pool for all graphs.
+    """The current CUDA device: a stream for computation, one for copies to it and one for copies from it (a result that
+    waits for its step must not hold up what the next step needs), one memory pool for all graphs.
 
     Host memory for copies is pinned, and temporary: torch's host allocator hands a pinned block out again only after
     the copies that used it. Raises `EngineError` when CUDA cannot be used here.
@@ -163,7 +166,7 @@ class CudaDevice:
         self.place = torch.device("cuda", torch.cuda.current_device())
         self.name = torch.cuda.get_device_name(self.place)
         stream: Callable[..., torch.cuda.Stream] = torch.cuda.Stream
-        self._compute, self._copy = stream(self.place), stream(self.place)
+        self._compute, self._inward, self._outward = (stream(self.place) for _ in range(3))
         self._pool = torch.cuda.graph_pool_handle()
 
     def launching(self) -> AbstractContextManager[object]:
@@ -171,24 +174,24 @@ class CudaDevice:
         return torch.cuda.stream(self._compute)
 
     def stage(self, words: I32) -> torch.Tensor:
-        """On the copy stream, from a pinned temporary; the compute stream waits for it."""
+        """On a stream of its own, from a pinned temporary; the compute stream waits for it."""
         host = torch.from_numpy(words).pin_memory()
-        with torch.cuda.stream(self._copy):
+        with torch.cuda.stream(self._inward):
             moved = host.to(self.place, non_blocking=True)
-            ready = self._copy.record_event()
+            ready = self._inward.record_event()
         self._compute.wait_event(ready)
-        moved.record_stream(self._compute)  # its memory belongs to the copy stream, its readers to the other one
+        moved.record_stream(self._compute)  # its memory belongs to the copying stream, its readers to the other one
         return moved
 
     def fetch(self, tensors: Sequence[torch.Tensor]) -> Landing:
-        """On the copy stream, after what the compute stream has so far."""
-        self._copy.wait_event(self._compute.record_event())
-        with torch.cuda.stream(self._copy):
+        """On a stream of its own, after what the compute stream has so far."""
+        self._outward.wait_event(self._compute.record_event())
+        with torch.cuda.stream(self._outward):
             # every element is written by the copy
             hosts = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors)
             for host, tensor in zip(hosts, tensors, strict=True):
                 host.copy_(tensor, non_blocking=True)
-            return Landing(hosts, tuple(tensors), self._copy.record_event())
+            return Landing(hosts, tuple(tensors), self._outward.record_event())
 
     def capture(self, run: Callable[[], None]) -> Graph:
         """Into the one pool. torch.cuda.graph would also wait for the device and empty the allocator's cache each
@@ -272,6 +275,23 @@ def unusable(found: Findings) -> str:
     return ""
 
 
+def place_kernels(fallback: Path) -> Path:
+    """Where Triton is going to keep compiled kernels: its own choice (TRITON_CACHE_DIR, else the home directory), or,
+    where that cannot be written, as with a container's read-only home, `fallback`, or a folder of this process."""
+    from triton import knobs
+
+    for folder in (Path(knobs.cache.dir), fallback):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                break
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="ramet-kernels-"))
+    if folder != Path(knobs.cache.dir):
+        knobs.cache.dir = str(folder)
+    return folder
+
+
 def choose(device: str, found: Callable[[], Findings] = look) -> str:
     """The kind of device, cpu or cuda, for the option `device`: "auto" is cuda where it can be used. Raises
     `EngineError` for "cuda" where it cannot."""
@@ -281,6 +301,14 @@ def choose(device: str, found: Callable[[], Findings] = look) -> str:
     if device == "cuda" and reason:
         raise EngineError(f"device='cuda': {reason}; device='cpu' runs here")
     return "cpu" if reason else "cuda"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that. torch's allocator says so by type; the driver (which keeps graphs and modules),
+    cuBLAS and Triton only in words."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
 
 def exhausted(device: Device, doing: str, error: Exception) -> EngineError:

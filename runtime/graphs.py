@@ -8,6 +8,7 @@ previous step was collected.
 
 from __future__ import annotations
 
+import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from ramet.runtime.batch import I32, Batch, Draws, Masks
-from ramet.runtime.device import Device, Graph
+from ramet.runtime.device import Device, Graph, out_of_memory
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.steps import MOST, Packed, Steps
 
@@ -177,7 +178,11 @@ class Graphs:
         """Capturing runs it once."""
         try:
             self._graphs[key] = self._device.capture(run)
-        except torch.OutOfMemoryError:
-            self._graphs[key] = None
-            self._device.trim()
-            run()
+            return
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)  # their tensors would live as long as the error
+        self._graphs[key] = None
+        self._device.trim()
+        run()

@@ -125,12 +125,24 @@ class Conversation:
 def _loop(talk: Conversation) -> None:
     read = _reader()
     write(sys.stderr, "/help lists the commands, Ctrl-D leaves\n")
-    while (line := _line(read)) is not None:
-        if line.startswith("/") and not line.startswith("//"):
-            if not command(talk, line):
-                return
-        elif line.strip():
-            _turn(talk, line[1:] if line.startswith("//") else line)
+    going_on = True
+    while going_on:
+        try:
+            going_on = _exchange(talk, read)
+        except KeyboardInterrupt:  # at the prompt, or a second one while the first was dealt with
+            write(sys.stderr, "\n[Ctrl-D or /exit leaves]\n")
+
+
+def _exchange(talk: Conversation, read: Callable[[str], str]) -> bool:
+    """One line and what comes of it; False when the person leaves."""
+    line = _line(read)
+    if line is None:
+        return False
+    if line.startswith("/") and not line.startswith("//"):
+        return command(talk, line)
+    if line.strip():
+        _turn(talk, line[1:] if line.startswith("//") else line)
+    return True
 
 
 def _turn(talk: Conversation, text: str) -> None:
@@ -200,10 +212,6 @@ def _line(read: Callable[[str], str]) -> str | None:
         except EOFError:
             write(sys.stderr, "\n")
             return None
-        except KeyboardInterrupt:
-            write(sys.stderr, "\n[Ctrl-D or /exit leaves]\n")
-            lines = []
-            continue
         except UnicodeDecodeError:
             write(sys.stderr, "error: what was typed is no UTF-8 text\n")
             lines = []

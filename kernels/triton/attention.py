@@ -213,14 +213,13 @@ def segments(
     WINDOWED: tl.constexpr,
     SKIP: tl.constexpr,
     CLASS: tl.constexpr,
-    PADDING: tl.constexpr,
 ) -> None:
     """All `counts[CLASS]` items of a class, each for every KV head; program p takes units p, p + programs, ...
 
     q `[padded, HEADS, DIM]`, cache `[2, KV_HEADS, slots, DIM]` with `head_rows` rows between heads and `value_rows`
     between keys and values, out `[padded, HEADS, DIM]`; partial_rows `[partials, HEADS, DIM] float32` (normalised),
     partial_lse `[partials, HEADS] float32` (log2 of the sum of exponentials; -inf: nothing seen). `scale` includes
-    log2(e). With `PADDING` rows of negative limit become zero.
+    log2(e). Of the first `padded` rows (0 for the second class of a batch) those of negative limit become zero.
 
     Floor: narrow items, 4 D bytes per (position, KV head) in 16 bits: KV bytes / bandwidth. Wide items of long chunks,
     4 D FLOP per (row, position), about half of them for a causal chunk; keys come from L2, once per item: M = 64 rows
@@ -231,24 +230,22 @@ def segments(
     """
     program = tl.program_id(0)
     programs = tl.num_programs(0)
-    if PADDING:  # loaded here, used below: its latency is hidden
-        flag = tl.load(limit + program, program < padded, 0)
+    flag = tl.load(limit + program, program < padded, 0)  # used below: its latency is hidden
     units = tl.load(counts + CLASS) * (HEADS // GROUP)
     for unit in tl.range(program, units, programs):
         _item(
             unit, q, cache, kv, item_rows, items, limit, out, partial_rows, partial_lse, scale, window, head_rows,
             value_rows, HEADS, GROUP, DIM, BLOCK_D, BLOCK_M, BLOCK_N, WINDOWED, SKIP,
         )  # fmt: skip
-    if PADDING:
-        token = program
-        while token < padded:
-            if flag < 0:
-                for at in tl.range(0, HEADS * DIM, 1024):
-                    lane = at + tl.arange(0, 1024)
-                    blank = tl.zeros((1024,), out.dtype.element_ty)
-                    tl.store(out + token.to(tl.int64) * (HEADS * DIM) + lane, blank, lane < HEADS * DIM)
-            token += programs
-            flag = tl.load(limit + token, token < padded, 0)
+    token = program
+    while token < padded:
+        if flag < 0:
+            for at in tl.range(0, HEADS * DIM, 1024):
+                lane = at + tl.arange(0, 1024)
+                blank = tl.zeros((1024,), out.dtype.element_ty)
+                tl.store(out + token.to(tl.int64) * (HEADS * DIM) + lane, blank, lane < HEADS * DIM)
+        token += programs
+        flag = tl.load(limit + token, token < padded, 0)
 
 
 def block_d(dim: int) -> int:
@@ -298,7 +295,7 @@ def attention(
             window or 0,
             cache.stride(1) // dim,
             cache.stride(0) // dim,
-            len(q),
+            0 if number else len(q),
             HEADS=heads,
             GROUP=group,
             DIM=dim,
@@ -307,7 +304,6 @@ def attention(
             WINDOWED=window is not None,
             SKIP=rows > NARROW_M and window is None,
             CLASS=column,
-            PADDING=number == 0,
             **tile(rows, dim, cache.element_size()),
         )
     if work.has_merge:
@@ -356,7 +352,6 @@ def _variant(rows: int, heads: int, kv_heads: int, dim: int, windowed: bool, kin
         "WINDOWED": windowed,
         "SKIP": rows > NARROW_M and not windowed,
         "CLASS": int(rows > NARROW_M),
-        "PADDING": rows == NARROW_M,
     }
     cached = ("q", "cache", "out")
     partial = ("partial_rows", "partial_lse")

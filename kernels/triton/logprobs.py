@@ -18,6 +18,9 @@ from ramet.kernels.triton.draws import upload
 from ramet.runtime.batch import I32
 
 _BLOCK = 4096
+_WIDTHS = (0, 1, 5, 20)  # of lists: a kernel is compiled for each, and not for every k
+# parts of two buffers, which begin wherever the one before ends
+_PARTS = ["rows", "asks", "drawn", "peaks", "sums", "best", "best_at", "scores", "top_ids", "tops"]
 _LAST: tl.constexpr = tl.constexpr(0x7FFFFFFF)
 
 
@@ -29,7 +32,7 @@ def _next(x: tl.tensor, at: tl.tensor, value: tl.tensor, token: tl.tensor) -> tu
     return best, tl.min(tl.where(left & (x == best), at, _LAST), 0)
 
 
-@triton.jit(do_not_specialize=["rows_count"])
+@triton.jit(do_not_specialize=["rows_count"], do_not_specialize_on_alignment=_PARTS)
 def score_blocks(
     logits: tl.tensor,
     stride: tl.tensor,
@@ -64,7 +67,7 @@ def score_blocks(
         tl.store(best_at + out * WIDTH + i, token)
 
 
-@triton.jit(do_not_specialize=["asked", "blocks"])
+@triton.jit(do_not_specialize=["asked", "blocks"], do_not_specialize_on_alignment=_PARTS)
 def score_tokens(
     logits: tl.tensor,
     stride: tl.tensor,
@@ -136,7 +139,8 @@ def score(
     total = count + len(targets)
     top = np.zeros(len(targets), np.int32) if top is None or not len(top) else top
     own, given = int(wanted.max(initial=0)), int(top.max(initial=0))
-    width = max(own, given)
+    most = max(own, given)
+    width = next((width for width in _WIDTHS if width >= most), most)
     # one buffer each: the draws', then the targets'
     scores = torch.full((total,), torch.nan, dtype=torch.float32, device=device)
     ids = torch.full((total, width), -1, dtype=torch.int32, device=device)

@@ -172,8 +172,8 @@ def _models(routes: APIRouter, service: Service) -> None:
 
 
 def check_model(service: Service, name: str) -> None:
-    """Raise `Failure` 404 for a model that is not served here."""
-    if name not in service.names:
+    """Raise `Failure` 404 for a model that is not served here; "default" is whatever is, as at SGLang."""
+    if name not in (*service.names, "default"):
         served = ", ".join(f"`{known}`" for known in service.names)
         message = f"the model `{name[:128]}` is not served here; served: {served}"
         raise Failure(404, message, code="model_not_found", param="model")

@@ -55,6 +55,7 @@ def test_models(http: httpx.Client):
     assert http.get("/v1/models/tiny").json() == listed["data"][0]
     missing = http.get("/v1/models/nobody/else")
     assert missing.status_code == 404
+    assert http.get("/v1/models/default").json()["max_model_len"] == 1024
     assert missing.json()["error"]["code"] == "model_not_found" and "`tiny`" in missing.json()["error"]["message"]
 
 

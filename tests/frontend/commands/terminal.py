@@ -15,7 +15,7 @@ import termios
 import time
 from types import TracebackType
 
-WAIT = 15.0  # seconds until a test gives up on what hangs
+WAIT = 60.0  # seconds until a test gives up on what hangs
 _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -50,10 +50,25 @@ class Terminal:
         return _CODES.sub("", self.raw).replace("\r", "")
 
     def until(self, text: str) -> str:
-        """Wait for `text` in what is shown from where the last call ended; what was shown up to its end."""
-        deadline = time.monotonic() + WAIT
+        """Wait for `text` in what is shown from where the last call ended; what was shown before it."""
+        before = self._within(text, WAIT)
+        assert before is not None, f"{text!r} did not come: {self.shown[self._seen :]!r}"
+        return before
+
+    def interrupt(self, text: str) -> None:
+        """Press Ctrl-C until `text` is shown. One press is enough, except in the moment before a process waits for
+        keys: Python sees that one only when the wait is over."""
+        for _ in range(4):
+            self.type("\x03")
+            if self._within(text, WAIT / 4) is not None:
+                return
+        raise AssertionError(f"{text!r} did not come: {self.shown[self._seen :]!r}")
+
+    def _within(self, text: str, seconds: float) -> str | None:
+        deadline = time.monotonic() + seconds
         while (at := self.shown.find(text, self._seen)) < 0:
-            assert self._read(deadline), f"{text!r} did not come: {self.shown[self._seen :]!r}"
+            if not self._read(deadline):
+                return None
         before, self._seen = self.shown[self._seen : at], at + len(text)
         return before
 
