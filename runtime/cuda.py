@@ -93,14 +93,15 @@ class CudaRunner:
         return self._graphs
 
     def warm(self, tokens: int) -> None:
-        """Run dummies through the real path: one step of `tokens` tokens, what only some requests ask for, then decode
-        steps of every bucket of up to `rows` sequences, short and long ones, whose graphs are captured. Raises
+        """Run dummies through the real path: one step of `tokens` tokens, then decode steps of every bucket of up to
+        `rows` sequences, short and long ones, whose graphs are captured, then what only some requests ask for. Raises
         `EngineError` when that needs more memory than there is."""
         self._largest(tokens)
+        if self._graphs is not None:
+            self._capture(self._graphs)
         self._rarest()
-        graphs = self._graphs
-        if graphs is None:
-            return
+
+    def _capture(self, graphs: Graphs) -> None:
         lengths = (1, LONG) if self.context >= LONG else (1,)
         batches = [
             dummy([(length - 1, length)] * count, slot=self.capacity, rows=self.rows, draws=count)
@@ -133,23 +134,24 @@ class CudaRunner:
         )
 
     def _largest(self, tokens: int) -> None:
-        """A dummy step of `tokens` tokens, in segments as long as the context, with draws for all rows."""
+        """A dummy step of `tokens` tokens, in segments that end where the context does (partial results of attention
+        grow with what is seen), with draws for all rows."""
         whole, rest = divmod(tokens, self.context)
-        spans = [(0, self.context)] * whole + [(0, rest)] * (rest > 0)
+        spans = [(0, self.context)] * whole + [(self.context - rest, self.context)] * (rest > 0)
         flight = self.forward(dummy(spans, slot=self.capacity, rows=self.rows, draws=self.rows))
         self.sample(flight, Masks())
         self.read(flight)
 
     def _rarest(self) -> None:
         """A chunk that is short enough for the items of forks, bitmasks with and without truncation, changed logits,
-        log-probabilities. Whoever asks for one of them first would else wait for the compiler, and with him all."""
-        made = dummy([(0, min(_SHORT, self.context))], slot=self.capacity, rows=self.rows, draws=1)
+        log-probabilities. Whoever asks for one of them first would else wait for the compiler, and all others too."""
         masks = Masks(allowed=((0, np.full(-(-self.vocab // 32), 0xFFFFFFFF, np.uint32)),))
         bias = ((0, np.zeros(1, np.int32), np.ones(1, np.float32)),)
-        scored = replace(made.draws, bias=bias, logprobs=np.zeros(1, np.int32))
-        greedy = replace(made.draws, temperature=np.zeros(1, np.float32))
-        for drawn in (scored, greedy):
-            flight = self.forward(replace(made, draws=drawn))
+        scored = {"bias": bias, "logprobs": np.zeros(1, np.int32)}
+        greedy = {"temperature": np.zeros(1, np.float32)}
+        for tokens, options in ((min(_SHORT, self.context), scored), (1, greedy)):
+            made = dummy([(0, tokens)], slot=self.capacity, rows=self.rows, draws=1)
+            flight = self.forward(replace(made, draws=replace(made.draws, **options)))
             self.sample(flight, masks)
             self.read(flight)
 

@@ -125,6 +125,15 @@ def test_flush_forgets_what_nobody_uses(engine: Engine) -> None:
     assert reads.using(backend=engine)().result(WAIT) == first
 
 
+def test_a_question_that_nobody_waits_for_any_more(engine: Engine) -> None:
+    client, gate = engine._client, threading.Event()
+    client.post(lambda: gate.wait(WAIT) and None)  # the answer comes after the question was given up
+    question = client.ask()
+    question.cancel()
+    gate.set()
+    assert client.stats(WAIT).kv_total == TINY["kv_tokens"]
+
+
 def test_namespaces_share_nothing(engine: Engine) -> None:
     text = "A secret: " + words(50)
 

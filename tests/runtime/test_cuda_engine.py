@@ -133,7 +133,7 @@ def test_no_slot_but_those_of_the_batch_is_touched() -> None:
     """Freed and never used KV is poisoned; padding writes the dump slot alone."""
     runner = made(deterministic=True, max_running=8)
     wanted = bits(runner)
-    with torch.inference_mode():
+    with torch.inference_mode(), runner.device.launching():  # in order with the steps
         runner._cache.fill_(torch.nan)
         runner._cache[..., runner.capacity, :] = 0  # padded rows read it back
     assert bits(runner) == wanted

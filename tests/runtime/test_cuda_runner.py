@@ -15,7 +15,7 @@ from ramet.frontend.errors import DeviceLost, EngineError, ModelError
 from ramet.frontend.ir import Sampling
 from ramet.runtime import messages as m
 from ramet.runtime import process
-from ramet.runtime.batch import I32, Runner
+from ramet.runtime.batch import I32, Batch, Runner
 from ramet.runtime.config import Config, Limits
 from ramet.runtime.cuda import CudaRunner, assemble, dummy
 from ramet.runtime.device import HostDevice
@@ -25,6 +25,7 @@ from ramet.runtime.models.load import random_weights
 from ramet.runtime.models.spec import Spec
 from ramet.runtime.runner import TorchRunner
 from ramet.runtime.sizing import kv_bytes_per_token
+from ramet.runtime.steps import Packed, TritonSteps
 
 from . import hosted
 from .driving import Drive
@@ -153,6 +154,18 @@ def test_graphs_have_their_memory_set_aside_and_are_warm() -> None:
     kinds = sorted((key[0], key[1]) for key in runner.graphs.captured())
     each = [("forward", size) for size in (1, 1, 2, 2, 4, 4)]  # with one span of KV, and with several to merge
     assert kinds == [*each, *((kind, size) for kind in ("head", "sample") for size in (1, 2, 4))]
+
+
+def test_the_measured_step_sees_a_whole_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def noted(self: hosted.HostSteps, made: Batch, bucket: int | None) -> Packed | None:
+        seen.append((len(made), int(made.positions.max())))
+        return TritonSteps.pack(self, made, bucket)
+
+    monkeypatch.setattr(hosted.HostSteps, "pack", noted)
+    built(HostDevice(memory=64 << 20), graphs=False)
+    assert seen[:2] == [(64, 599)] * 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,17 @@ import torch
 
 from ramet.frontend.errors import EngineError, ModelError
 from ramet.runtime.config import Config
-from ramet.runtime.device import CudaDevice, Findings, HostDevice, choose, exhausted, look, unusable
+from ramet.runtime.device import (
+    CudaDevice,
+    Findings,
+    HostDevice,
+    choose,
+    exhausted,
+    look,
+    out_of_memory,
+    place_kernels,
+    unusable,
+)
 from ramet.runtime.models.spec import Rope, Spec
 from ramet.runtime.sizing import (
     Budget,
@@ -80,6 +91,38 @@ def test_out_of_memory_says_what_can_be_done() -> None:
         "cpu is out of memory in a step of 9 tokens (3.0 MiB are free now): ask for a smaller kv_share, kv_tokens or "
         "batch_tokens; Tried 5 GiB."
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_memory_runs_out_in_several_dialects(error: Exception, is_it: bool) -> None:
+    assert out_of_memory(error) is is_it
+
+
+def test_kernels_go_where_one_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    knobs = pytest.importorskip("triton").knobs
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path / "own"))
+    assert place_kernels(tmp_path / "other") == tmp_path / "own"
+    assert not (tmp_path / "other").exists()
+    monkeypatch.setattr(knobs.cache, "dir", str(blocked / "cache"))
+    assert place_kernels(tmp_path / "other") == tmp_path / "other" == Path(knobs.cache.dir)
+    monkeypatch.setattr(knobs.cache, "dir", str(blocked / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = place_kernels(blocked / "too")
+    assert found.parent == tmp_path
+    assert found.is_dir()
+    assert Path(knobs.cache.dir) == found
 
 
 # -- figures

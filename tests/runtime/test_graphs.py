@@ -144,13 +144,16 @@ def test_what_fits_no_bucket_runs_eagerly(decoder: Decoder) -> None:
     assert kinds(runner) == [("sample", 2)]  # two draws are few, whatever they are drawn after
 
 
-def test_without_memory_for_a_graph_it_stays_eager(decoder: Decoder) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")], ids=repr
+)
+def test_without_memory_for_a_graph_it_stays_eager(decoder: Decoder, error: Exception) -> None:
     class Full(HostDevice):
         tried = 0
 
         def capture(self, run: Callable[[], None]) -> Closure:
             self.tried += 1
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
 
     device = Full()
     runner = made(decoder, device=device)
@@ -158,6 +161,17 @@ def test_without_memory_for_a_graph_it_stays_eager(decoder: Decoder) -> None:
     assert [step(runner, decode(3)) for _ in range(4)] == [wanted] * 4
     assert kinds(runner) == []
     assert device.tried == 3
+
+
+def test_what_cannot_be_captured_is_not_hidden(decoder: Decoder) -> None:
+    class Broken(HostDevice):
+        def capture(self, run: Callable[[], None]) -> Closure:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    runner = made(decoder, device=Broken())
+    step(runner, decode(3))
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        step(runner, decode(3))
 
 
 # -- padding and equality

@@ -123,6 +123,21 @@ def test_stopped(stage: Stage) -> None:
     assert stage.count("engine_stalled") == 1
 
 
+def test_stopped_under_a_question_that_is_given_up(stage: Stage) -> None:
+    """Who asks for figures and goes away does not keep the engine from being replaced."""
+    service = stage.service
+
+    async def stopped() -> None:
+        restarts = service.restarts
+        os.kill(pid_of(stage), signal.SIGSTOP)
+        with pytest.raises(Failure, match="did not answer"):
+            await service.stats(timeout=0.01)
+        await until(lambda: service.restarts == restarts + 1)
+        assert (await service.stats()).kv_total > 0
+
+    stage.run(stopped)
+
+
 def test_an_engine_that_does_not_start(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts that fail are tried again; meanwhile a newcomer without patience gets a 503, one with it is served."""
     service, tries, real = stage.service, list[int](), ports._spawn

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 from types import TracebackType
 
 WAIT = 60.0  # seconds until a test gives up on what hangs
@@ -56,13 +57,23 @@ class Terminal:
         return before
 
     def interrupt(self, text: str) -> None:
-        """Press Ctrl-C until `text` is shown. One press is enough, except in the moment before a process waits for
-        keys: Python sees that one only when the wait is over."""
+        """Press Ctrl-C until `text` is shown. One press is enough, except in the microseconds before a process waits
+        for keys: Python sees that one only when the wait is over."""
         for _ in range(4):
+            self._idle()
             self.type("\x03")
             if self._within(text, WAIT / 4) is not None:
                 return
         raise AssertionError(f"{text!r} did not come: {self.shown[self._seen :]!r}")
+
+    def _idle(self) -> None:
+        """Wait until the main thread sleeps, where the system says so."""
+        state = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/stat")
+        deadline = time.monotonic() + WAIT
+        while state.exists() and time.monotonic() < deadline:
+            if state.read_text().rpartition(")")[2].split()[0] == "S":
+                return
+            os.sched_yield()
 
     def _within(self, text: str, seconds: float) -> str | None:
         deadline = time.monotonic() + seconds

@@ -6,6 +6,7 @@ import enum
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from ramet.frontend.commands.turn import conversing
 from ramet.frontend.ir import Ended, Event, Finished
 
 from ...server.serving import Served, serving
+from ..remotely import Peer, said
 from .terminal import WAIT, Terminal
 
 PROGRAMS = """
@@ -410,6 +412,24 @@ def test_a_prompt_alone_is_one_turn(served: Served) -> None:
         assert cut == "[cut at --max-tokens 5]"
         assert usage.startswith("1 call, ")
     assert json.loads(run("Say\nhi", *options, "--json").stdout) == expected.removesuffix("\n")
+
+
+def test_ctrl_c_is_status_130() -> None:
+    def endless(_: Any) -> Any:
+        def frames() -> Iterator[bytes]:
+            yield b'data: {"choices": [{"delta": {"content": "begun"}}]}\n\n'
+            hold.wait(WAIT)
+
+        return 200, {}, frames()
+
+    hold = threading.Event()
+    answers = {"/v1/models": said({"data": [{"id": "m"}]}), "/v1/chat/completions": endless}
+    with Peer(answers) as peer, Terminal("run", "hi", "--url", peer.url) as screen:
+        screen.until("begun")
+        screen.interrupt("interrupted")
+        assert screen.ended() == 130
+        hold.set()
+    assert "Traceback" not in screen.shown
 
 
 def test_what_is_no_prompt(folder: Path) -> None:

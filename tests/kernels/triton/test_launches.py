@@ -73,9 +73,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     driver._active = before
 
 
-def runner(spec: Spec, ops: TritonOps, dtype: torch.dtype = torch.bfloat16) -> CudaRunner:
+def runner(spec: Spec, ops: TritonOps, dtype: torch.dtype = torch.bfloat16, *, graphs: bool = False) -> CudaRunner:
     made = Decoder(spec, random_weights(spec, dtype, 0), "cpu", dtype, ops)
-    return CudaRunner(made, HostDevice(), TritonSteps, graphs=False, **SIZES)
+    return CudaRunner(made, HostDevice(), TritonSteps, graphs=graphs, **SIZES)
 
 
 def decode(length: int, **fields: Any) -> Batch:
@@ -127,4 +127,23 @@ def test_nothing_is_compiled_again_as_sequences_grow(compiled: Counter[str]) -> 
     play(on, [(decode(length), Masks()) for length in (15, 16, 17)])
     compiled.clear()
     play(on, [(decode(length), Masks()) for length in range(18, 400, 7)])
+    assert not +compiled
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_nothing_is_compiled_after_the_start(graphs: bool, compiled: Counter[str]) -> None:
+    on = runner(SMALL, TritonOps(), graphs=graphs)
+    on.warm(512)
+    assert {"segments", "merge", "edit_rows", "choose", "score_tokens"} <= set(compiled), sorted(compiled)
+    compiled.clear()
+    play(on, [*steps()[:-1], (decode(32, logprobs=[0, -1]), Masks())])
+    assert not +compiled
+
+
+def test_logprobs_compile_for_three_widths(compiled: Counter[str]) -> None:
+    on = runner(SMALL, TritonOps())
+    play(on, [(decode(30, logprobs=[k, 0]), Masks()) for k in (1, 5, 20)])
+    assert (compiled["score_blocks"], compiled["score_tokens"]) == (3, 3)
+    compiled.clear()
+    play(on, [(decode(30, logprobs=[k, own]), Masks()) for k in (0, 2, 3, 7, 19) for own in (-1, 0, 1)])
     assert not +compiled
