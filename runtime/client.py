@@ -326,6 +326,7 @@ class EngineClient:
                 raise errors.TransportError("the engine was lost; the next program starts another")
             self._asked += 1
             question = self._questions[self._asked] = Future[m.Stats]()
+            question.set_running_or_notify_cancel()  # who gives up waiting must not cancel what is yet to be set
             self.send(m.OrderStats(self._asked))
         return question
 

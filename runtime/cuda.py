@@ -143,13 +143,14 @@ class CudaRunner:
         self.read(flight)
 
     def _rarest(self) -> None:
-        """A chunk that is short enough for the items of forks, bitmasks with and without truncation, changed logits,
-        log-probabilities. Whoever asks for one of them first would else wait for the compiler, and all others too."""
+        """A chunk that is short enough for the items of forks, bitmasks and changed logits, log-probabilities, draws that
+        nothing truncates, with and without bitmasks. Whoever asks for one of them first would else wait for the compiler, and all others too."""
         masks = Masks(allowed=((0, np.full(-(-self.vocab // 32), 0xFFFFFFFF, np.uint32)),))
         bias = ((0, np.zeros(1, np.int32), np.ones(1, np.float32)),)
         scored = {"bias": bias, "logprobs": np.zeros(1, np.int32)}
         greedy = {"temperature": np.zeros(1, np.float32)}
-        for tokens, options in ((min(_SHORT, self.context), scored), (1, greedy)):
+        some = (min(_SHORT, self.context), scored, masks), (1, greedy, masks), (1, greedy, Masks())
+        for tokens, options, masks in some:
             made = dummy([(0, tokens)], slot=self.capacity, rows=self.rows, draws=1)
             flight = self.forward(replace(made, draws=replace(made.draws, **options)))
             self.sample(flight, masks)

@@ -48,6 +48,7 @@ class Place:
         """Input sets of `nbytes` that a measurement must rotate through to read memory and not the cache."""
         return 1 if self.toy else max(1, min(most, -(-_ROTATED // max(nbytes, 1))))
 
+    @torch.inference_mode()  # as the engine captures: torch's generator belongs to the graphs of both
     def median_ms(self, acts: Sequence[Act], *, repeats: int = 20, graph: bool = True) -> float:
         """Milliseconds of one of `acts`, which are alike and run in turn; median over `repeats` rounds."""
         for act in acts:  # compiles

@@ -47,7 +47,8 @@ def score_blocks(
     BLOCK: tl.constexpr,
 ) -> None:
     """Program (b, q), block b of row rows[q]: its maximum (+inf for nan), the sum of exp(x - maximum), and its
-    rows[rows_count + q] best. peaks, sums `[Q, blocks] float32`; best, best_at `[Q, blocks, WIDTH]`."""
+    rows[rows_count + q] best. peaks, sums `[Q, blocks] float32`; best, best_at `[Q, blocks, WIDTH]`. Floor: 4 V bytes a
+    row."""
     block, q = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + q).to(tl.int64)
     at = block * BLOCK + tl.arange(0, BLOCK)
@@ -88,7 +89,7 @@ def score_tokens(
     LIST: tl.constexpr,
 ) -> None:
     """Program n, one of `asks` `[6, N] int32`: q, row, draw (-1: the token is given), token, k, and where in `scores`
-    the result goes; the k best go to that row of `top_ids` and `tops`. Nothing is written for a draw that failed."""
+    the result goes; the k best go to that row of `top_ids` and `tops`. Nothing is written for a draw that failed. Floor: a launch."""
     n = tl.program_id(0)
     q = tl.load(asks + n)
     row = tl.load(asks + asked + n).to(tl.int64)

@@ -126,7 +126,7 @@ def scan(
 ) -> None:
     """Program (b, r), block b of SPANS * SPAN logits of draw r: `peaks` (+inf for nan), and either the best score and
     its token (`values`, `ids`; scores are relative to the peak), or, for a row that is cut, its mass relative to the
-    peak (`values`) and the maxima of its spans."""
+    peak (`values`) and the maxima of its spans. Floor: 4 V bytes a row."""
     block, draw = tl.program_id(0), tl.program_id(1)
     if integer(table, columns, draw, AT) < 0:
         return
@@ -185,7 +185,7 @@ def settle(
 ) -> None:
     """Program r: the token of draw r; or, for a row that is cut, its short list and `found`: the list's length (-1: too
     long, 0: nothing to choose), the lowest key, the peak and the mass by their bits. -1 for a row that cannot be drawn
-    from."""
+    from. Floor: a launch; for a row that is cut, the spans that matter and the list, some 50 KB."""
     draw = tl.program_id(0)
     block = tl.arange(0, BLOCKS)
     real_draw = integer(table, columns, draw, AT) >= 0
@@ -252,7 +252,8 @@ def choose(
     BLOCK: tl.constexpr,
     MASKED: tl.constexpr,
 ) -> None:
-    """Program r: the token of draw r if its row is cut, from its short list or, where that is too long, the row."""
+    """Program r: the token of draw r if its row is cut, from its short list or, where that is too long, the row. Floor:
+    the list once, 32 KB a row, which comes from L2."""
     draw = tl.program_id(0)
     count = tl.load(found + 4 * draw)
     if count == 0:

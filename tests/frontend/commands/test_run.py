@@ -213,10 +213,10 @@ def test_files_that_do_not_load(folder: Path) -> None:
     (folder / "syntax.py").write_text("def f(:\n", encoding="utf-8")
     (folder / "missing.py").write_text("import no_such_module_of_ours\n", encoding="utf-8")
     (folder / "option.py").write_text("import ramet as rt\n\n@rt.function(temprature=1)\ndef f(s): ...\n", "utf-8")
-    for name, said in (("syntax", "SyntaxError: invalid syntax"), ("missing", "No module named 'no_such_module")):
+    for name, last in (("syntax", "SyntaxError: invalid syntax"), ("missing", "No module named 'no_such_module")):
         done = run(f"{name}.py")
         assert (done.exit_code, done.stdout) == (1, "")
-        assert said in done.stderr.splitlines()[-1]
+        assert last in done.stderr.splitlines()[-1]
         assert f'{name}.py", line 1' in done.stderr
         assert all(inside not in done.stderr for inside in ("frontend", "importlib"))
     assert error(run("option.py"), 1).endswith("did you mean temperature? (at option.py:3)")
