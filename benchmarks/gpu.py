@@ -3,11 +3,17 @@
 Correctness first (every kernel against float64, equality to the bit, a real model if there is one), then speed: the
 chip's limits, decode, prefill, the offline mix, forks, constraints, the host's share, deterministic mode, transformers'
 continuous batching, each kernel. On a machine with a GPU, from the repository's folder, with nothing installed but
-torch, triton, transformers, tokenizers, msgspec and rich:
+torch, triton, transformers, tokenizers, safetensors, msgspec and rich:
 
-    make types && PYTHONPATH=build/types PYTHONUNBUFFERED=1 python3 -P benchmarks/gpu.py --out build/gpu
+    make types && export PYTHONPATH=$PWD/build/types:$PYTHONPATH PYTHONUNBUFFERED=1
+    python3 -P benchmarks/gpu.py --out build/gpu
 
-(`pytest -m gpu` holds the same checks in full, and more of them.)
+Ten minutes in all: what is right first (with pytest, hypothesis and pyzmq; processes compile side by side where
+pytest-xdist is installed, else without -n), then speed in what is left:
+
+    timeout 200 python3 -P -m pytest -q -n 8 --maxfail 20 -m "gpu and not model" -p no:cacheprovider \\
+        tests/kernels tests/runtime/test_cuda_engine.py
+    python3 -P benchmarks/gpu.py --seconds 370 --out build/gpu
 
 Logs, gpu-<device>.json and .png are in --out (default: benchmarks/results) after every section. Exit status: 0; 1 when
 a section failed or something that must be right is not; 2 without a GPU. `--dry-run` goes through everything at toy

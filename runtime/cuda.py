@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -134,26 +134,29 @@ class CudaRunner:
         )
 
     def _largest(self, tokens: int) -> None:
-        """A dummy step of `tokens` tokens, in segments that end where the context does (partial results of attention
-        grow with what is seen), with draws for all rows."""
+        """A dummy step of `tokens` tokens, in segments as long as the context, with draws for all rows. In
+        deterministic mode they end where the context does: partial results of attention grow with what is seen."""
         whole, rest = divmod(tokens, self.context)
-        spans = [(0, self.context)] * whole + [(self.context - rest, self.context)] * (rest > 0)
+        end = self.context if getattr(self._decoder.ops, "deterministic", False) else rest
+        spans = [(0, self.context)] * whole + [(end - rest, end)] * (rest > 0)
         flight = self.forward(dummy(spans, slot=self.capacity, rows=self.rows, draws=self.rows))
         self.sample(flight, Masks())
         self.read(flight)
 
     def _rarest(self) -> None:
-        """A chunk that is short enough for the items of forks, bitmasks and changed logits, log-probabilities, draws that
-        nothing truncates, with and without bitmasks. Whoever asks for one of them first would else wait for the compiler, and all others too."""
+        """A chunk that is short enough for the items of forks, bitmasks and changed logits, log-probabilities, draws
+        that nothing truncates. Whoever asks for one of them first would else wait for the compiler, and all others
+        too."""
         masks = Masks(allowed=((0, np.full(-(-self.vocab // 32), 0xFFFFFFFF, np.uint32)),))
         bias = ((0, np.zeros(1, np.int32), np.ones(1, np.float32)),)
-        scored = {"bias": bias, "logprobs": np.zeros(1, np.int32)}
-        greedy = {"temperature": np.zeros(1, np.float32)}
-        some = (min(_SHORT, self.context), scored, masks), (1, greedy, masks), (1, greedy, Masks())
-        for tokens, options, masks in some:
-            made = dummy([(0, tokens)], slot=self.capacity, rows=self.rows, draws=1)
+        scored: dict[str, Any] = {"bias": bias, "logprobs": np.zeros(1, np.int32)}
+        greedy: dict[str, Any] = {"temperature": np.zeros(1, np.float32)}
+        chunk, last = (0, min(_SHORT, self.context)), min(LONG, self.context)
+        one = (last - 1, last)
+        for span, options, asked in ((chunk, scored, masks), (one, greedy, masks), (one, greedy, Masks())):
+            made = dummy([span], slot=self.capacity, rows=self.rows, draws=1)
             flight = self.forward(replace(made, draws=replace(made.draws, **options)))
-            self.sample(flight, masks)
+            self.sample(flight, asked)
             self.read(flight)
 
     # -- the Runner protocol

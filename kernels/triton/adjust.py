@@ -83,7 +83,7 @@ def edit_rows(
     EDITS: tl.constexpr,
 ) -> None:
     """Program (b, r): copy block b of draw r's row and write the edited logits over it; nothing for a draw without
-    edits. Floor: 8 bytes per logit of an edited row; each block walks all of its row's edits (16 bytes each, from L2)."""
+    edits. Floor: 8 bytes per logit of an edited row; each block walks its row's edits (16 bytes each, from L2)."""
     draw = tl.program_id(1)
     copy = integer(table, columns, draw, COPY).to(tl.int64)
     if copy < 0:

@@ -57,7 +57,7 @@ def round_rows(
     for begin in range(0, columns, BLOCK):
         values = tl.load(x + row * stride + begin + at, mask=begin + at < columns, other=0.0)
         largest = tl.maximum(largest, tl.abs(values.to(tl.float32)))
-    step = tl.max(largest, 0) / LARGEST
+    step = tl.div_rn(tl.max(largest, 0), LARGEST)  # the plain division is an approximate one
     step = tl.where(step > 0, step, 1.0)
     tl.store(scale + row, step)
     for begin in range(0, padded, BLOCK):

@@ -89,7 +89,8 @@ def score_tokens(
     LIST: tl.constexpr,
 ) -> None:
     """Program n, one of `asks` `[6, N] int32`: q, row, draw (-1: the token is given), token, k, and where in `scores`
-    the result goes; the k best go to that row of `top_ids` and `tops`. Nothing is written for a draw that failed. Floor: a launch."""
+    the result goes; the k best go to that row of `top_ids` and `tops`. Nothing is written for a draw that failed.
+    Floor: a launch."""
     n = tl.program_id(0)
     q = tl.load(asks + n)
     row = tl.load(asks + asked + n).to(tl.int64)

@@ -59,7 +59,8 @@ def add_rmsnorm_long(
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
 ) -> None:
-    """`add_rmsnorm` for rows that do not fit the registers: the second reading of the row comes from L2."""
+    """`add_rmsnorm` for rows that do not fit the registers: the second reading of the row comes from L2. Floor: the
+    same."""
     row = tl.program_id(0).to(tl.int64)
     squares = tl.zeros([BLOCK], tl.float32)
     for begin in range(0, E, BLOCK):

@@ -16,7 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ramet.runtime.server import docs
 from ramet.runtime.server.call import Caller
@@ -49,10 +49,26 @@ def create_app(service: Service, settings: Settings, metrics: Metrics, routers: 
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unforeseen)
-    whole: ASGIApp = Guard(app, settings)
+    whole: ASGIApp = Guard(_heads(app), settings)
     if settings.cors_origin:
         whole = CORSMiddleware(whole, allow_origins=settings.cors_origin, allow_methods=["*"], allow_headers=["*"])
     return Access(whole)
+
+
+def _heads(app: ASGIApp) -> ASGIApp:
+    """`app`, which answers HEAD as GET without the body: monitors and health checks ask so."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await app(scope, receive, send)
+            return
+
+        async def bare(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await app({**scope, "method": "GET"}, receive, bare)
+
+    return answered
 
 
 def _operation(route: APIRoute) -> str:

@@ -195,7 +195,10 @@ async def _prompts(body: Completions, service: Service) -> tuple[Any, ...]:
             raise bad("`prompt` is required", "prompt")
         return (first,)
     texts, _ = raw.split(body.prompt, "prompt")
-    return await raw.encoded(service, texts, special=body.parse_special, bos=body.add_special_tokens)
+    prompts = await raw.encoded(service, texts, "prompt", special=body.parse_special, bos=body.add_special_tokens)
+    for prompt in prompts:
+        raw.refuse_empty(service, prompt, "prompt")
+    return prompts
 
 
 async def _known(body: Completions, call: Call, service: Service, look: Look) -> list[Known]:

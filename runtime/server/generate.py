@@ -129,7 +129,8 @@ async def asked(body: Generate, service: Service, caller: Caller) -> tuple[list[
         raise unsupported("token_ids_logprob", "`token_ids_logprob` is not supported; use top_logprobs_num")
     texts, many = _prompts(body)
     count = len(texts)
-    prompts = await raw.encoded(service, texts, special=body.parse_special)
+    name = "text" if body.text is not None else "input_ids"
+    prompts = await raw.encoded(service, texts, name, special=body.parse_special)
     params = spread(body.sampling_params, count, "sampling_params", SamplingParams())
     counts = {count_of(each.n, "n") for each in params}
     if len(counts) > 1:
@@ -146,6 +147,8 @@ async def asked(body: Generate, service: Service, caller: Caller) -> tuple[list[
         default = await raw.room(service, [prompt], DEFAULT_LENGTH)
         sampling, length = _sampling(each, tops[i] if logs[i] else -1, default, counted=bool(body.stream))
         zero = length == 0
+        if not zero:
+            raw.refuse_empty(service, prompt, name)
         start = _start(starts[i], is_ids=body.text is None, zero=zero) if logs[i] else None
         scoring = None if start is None else Scoring(start, max(0, tops[i]))
         look = replace(shown[i], rid=ids[i], logprobs=logs[i], tops=logs[i] and tops[i] > 0)

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ramet.runtime.server.call import Caller
-from ramet.runtime.server.failures import Failure
+from ramet.runtime.server.failures import Failure, bad
 from ramet.runtime.server.settings import LOOPBACK, Settings
 from ramet.runtime.server.vendor_errors import refusal
 
@@ -121,7 +121,7 @@ class Guard:
         except ValueError:
             seconds = -1.0
         if not 0 < seconds < 1e7:
-            raise Failure(400, "`X-Request-Timeout` must be a positive number of seconds", param="X-Request-Timeout")
+            raise bad("`X-Request-Timeout` must be a positive number of seconds", "X-Request-Timeout")
         return asyncio.get_running_loop().time() + (seconds if most is None else min(seconds, most))
 
     # -- how much

@@ -45,17 +45,34 @@ def split(value: RawPrompts, name: str) -> tuple[list[str] | list[tuple[int, ...
 
 
 async def encoded(
-    service: Service, texts: Sequence[str] | Sequence[tuple[int, ...]], *, special: bool = False, bos: bool = True
+    service: Service,
+    texts: Sequence[str] | Sequence[tuple[int, ...]],
+    name: str,
+    *,
+    special: bool = False,
+    bos: bool = True,
 ) -> tuple[Prompt, ...]:
-    """`texts` as prompts of a call. Names of control tokens in text are text, unless `special`; a model that was
-    trained with a BOS token gets it in front of text, unless `bos` is False. Token ids are taken as they are."""
+    """`texts`, of the field `name`, as prompts of a call. Names of control tokens in text are text, unless `special`; a
+    model that was trained with a BOS token gets it in front of text, unless `bos` is False. Token ids are taken as they
+    are. `Failure` 400 for ids that are no tokens."""
     prompts: list[Prompt] = []
     for text in texts:
+        if not isinstance(text, str):
+            wrong = next((token for token in text if not 0 <= token < service.vocab), None)
+            if wrong is not None:
+                raise bad(f"`{name}`: {wrong} is not a token id; ids are 0 to {service.vocab - 1}", name)
         if not isinstance(text, str) or (bos and not special):
             prompts.append(text)
             continue
         prompts.append(await ids_of(service, text, special=special, bos=bos))
     return tuple(prompts)
+
+
+def refuse_empty(service: Service, prompt: Prompt, name: str) -> None:
+    """Raise `Failure` 400 for a prompt, of the field `name`, after which nothing can be generated: it has no token."""
+    begins = isinstance(prompt, str) and service.tokenizer.add_bos and service.tokenizer.bos is not None
+    if not prompt and not begins:
+        raise bad(f"`{name}` is empty: the model needs at least one token to go on from", name)
 
 
 async def ids_of(service: Service, text: str, *, special: bool, bos: bool) -> tuple[int, ...]:

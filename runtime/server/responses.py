@@ -91,6 +91,7 @@ class ResponseRequest(Body):
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
     ignore_eos: bool | None = None
     include: list[str] | None = None
     top_logprobs: int | None = Field(default=None, description="0 to 20")

@@ -183,5 +183,6 @@ def known(error: BaseException) -> Failure:
     if isinstance(error, errors.TransportError):
         return EngineLost(error.message)
     if isinstance(error, errors.ConstraintError | errors.StateError):
-        return failures.bad(error.message)
+        field, colon, _ = error.message.partition(": ")  # "logit_bias: 5 is not a token id"
+        return failures.bad(error.message, field if colon and field.isidentifier() else None)
     return failures.of(error)

@@ -92,7 +92,9 @@ _CONSTRAINTS: Mapping[str, str] = {
     "use_beam_search": "beam search is not offered; use n or best_of",
     "logits_processor_args": "requests cannot bring code",
     "chat_template": "the chat template is the model's own",
+    "extra_body": "it is an argument of the openai package; put its fields into the body itself",
 }
+_SCHEMAS = frozenset(("json_schema", "guided_json", "format"))  # an empty one still asks for JSON
 
 
 def sampling_of(
@@ -147,9 +149,11 @@ def length_of(fields: Mapping[str, object], *, protocol: Protocol, default: int 
 
 def refuse_constraints(fields: Mapping[str, object]) -> None:
     """Raise `Failure` 400 for the first field that would change what is generated, and that this server does not
-    offer. Null, false and empty values ask for nothing."""
+    offer. Null, false and empty values ask for nothing, but for an empty schema, which asks for JSON."""
     for name, why in _CONSTRAINTS.items():
         value = fields.get(name)
+        if value == {} and name in _SCHEMAS:
+            raise unsupported(name, f"`{name}` is not supported: {why}; leave it out")
         if value is not None and value is not False and value != [] and value != {} and value != "":
             raise unsupported(name, f"`{name}` is not supported: {why}; leave it out")
     wanted = fields.get("response_format")

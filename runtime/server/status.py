@@ -28,14 +28,14 @@ Admin = Depends(admin_of)
 class AbortRequest(Body):
     """SGLang's abort: a request's id, or all of the caller's."""
 
-    rid: str | None = None
+    rid: str | None = Field(default=None, examples=["my-request"])
     abort_all: bool = False
 
 
 class AbortRequests(Body):
     """vLLM's abort: several ids."""
 
-    request_ids: list[str] = Field(default_factory=list)
+    request_ids: list[str] = Field(default_factory=list, examples=[["my-request", "another"]])
 
 
 def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
@@ -55,6 +55,11 @@ def _health(routes: APIRouter, service: Service) -> None:
     async def health() -> Response:
         """The process answers."""
         return Response(status_code=200)
+
+    @routes.get("/", include_in_schema=False)
+    async def index(caller: Caller = Who) -> Response:
+        """What this is, for whoever opens it in a browser."""
+        return reply({"server": "ramet", "models": list(service.names), "docs": "/docs"}, caller)
 
     @routes.get("/ready")
     async def ready(caller: Caller = Who) -> Response:

@@ -156,7 +156,11 @@ def test_graphs_have_their_memory_set_aside_and_are_warm() -> None:
     assert kinds == [*each, *((kind, size) for kind in ("head", "sample") for size in (1, 2, 4))]
 
 
-def test_the_measured_step_sees_a_whole_context(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("deterministic", "last"), [(False, 63), (True, 599)])
+def test_the_measured_step_is_the_one_that_takes_most(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool, last: int
+) -> None:
+    """Partial results of deterministic mode grow with the position."""
     seen: list[tuple[int, int]] = []
 
     def noted(self: hosted.HostSteps, made: Batch, bucket: int | None) -> Packed | None:
@@ -164,8 +168,9 @@ def test_the_measured_step_sees_a_whole_context(monkeypatch: pytest.MonkeyPatch)
         return TritonSteps.pack(self, made, bucket)
 
     monkeypatch.setattr(hosted.HostSteps, "pack", noted)
+    monkeypatch.setattr(hosted.PlanOps, "deterministic", deterministic)
     built(HostDevice(memory=64 << 20), graphs=False)
-    assert seen[:2] == [(64, 599)] * 2
+    assert seen[:2] == [(64, last)] * 2
 
 
 @pytest.mark.parametrize(

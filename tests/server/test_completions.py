@@ -244,7 +244,7 @@ def test_prompt_logprobs(served: Served, http: httpx.Client) -> None:
         ({"logit_bias": {"5": 1000}}, "logit_bias"),
         ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"guided_json": {}, "guided_regex": "x"}, "guided_regex"),
+        ({"guided_json": None, "guided_regex": "x"}, "guided_regex"),
         ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
         ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
         ({"allowed_token_ids": [1]}, "allowed_token_ids"),
@@ -267,3 +267,21 @@ def test_other_refusals(http: httpx.Client) -> None:
     assert ask(http, prompt=[5] * 1020, ignore_eos=True)["usage"]["completion_tokens"] == 4  # nobody asked for 16
     assert refused(http, 400, prompt="")["type"] == "invalid_request_error"
     assert post(http, max_tokens=1, seed=-5).status_code == 200
+
+
+@pytest.mark.parametrize("prompt", ["", [""], ["a", ""], [[]], [[5], []]])
+def test_an_empty_prompt_is_named(http: httpx.Client, prompt: Any) -> None:
+    error = refused(http, 400, prompt=prompt)
+    assert error["param"] == "prompt"
+    assert "empty" in error["message"] and "append" not in error["message"]
+
+
+@pytest.mark.parametrize("prompt", [[5, 10**9], [[5], [-1]]])
+def test_ids_that_are_no_tokens_are_named(http: httpx.Client, prompt: Any) -> None:
+    error = refused(http, 400, prompt=prompt)
+    assert (error["param"], error["code"]) == ("prompt", "invalid_value")
+
+
+def test_a_field_whose_ids_are_no_tokens_is_named(http: httpx.Client) -> None:
+    assert refused(http, 400, logit_bias={"99999999": 1})["param"] == "logit_bias"
+    assert refused(http, 400, stop_token_ids=[99999999])["param"] == "stop_token_ids"

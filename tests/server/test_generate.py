@@ -264,6 +264,7 @@ def test_its_cache_prefix(http: httpx.Client) -> None:
     assert first["meta_info"]["completion_tokens"] == 0
     then = ask(http, text=long + " and", sampling_params=GREEDY)["meta_info"]
     assert then["cached_tokens"] >= first["meta_info"]["prompt_tokens"] - 2
+    assert "`text`" in http.post("/generate", json={"text": ""}).json()["error"]["message"]
     empty = ask(http, text="", sampling_params={"max_new_tokens": 0})  # a program that forks before it says anything
     assert empty["meta_info"]["prompt_tokens"] == 0
 

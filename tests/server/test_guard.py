@@ -9,6 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ramet.runtime.server.call import Caller
+from ramet.runtime.server.failures import Failure
 from ramet.runtime.server.guard import Guard
 from ramet.runtime.server.settings import Settings
 
@@ -178,6 +179,12 @@ def test_pages_of_others(headers: dict[str, str], status: int):
 )
 def test_other_headers(headers: dict[str, str], status: int):
     assert asked(OPEN, *headers.items())[0] == status
+
+
+def test_a_deadline_that_is_none_has_a_code():
+    with pytest.raises(Failure) as caught:
+        Guard(Inside(), Settings())._deadline({b"x-request-timeout": b"soon"})
+    assert caught.value.code == "invalid_value"
 
 
 def test_a_deadline_is_the_smaller_of_both():

@@ -311,3 +311,9 @@ def test_what_asks_for_nothing_is_taken(http: httpx.Client) -> None:
     assert answer.output_text == ask(http).output_text
     assert answer.metadata == {"a": "b"}
     assert not hasattr(answer, "warnings")
+
+
+def test_min_tokens_has_an_effect_and_is_not_called_unknown(http: httpx.Client) -> None:
+    answer = http.post(PATH, json={"input": QUESTION, "max_output_tokens": 2, "min_tokens": 2, "temperature": 0})
+    assert answer.status_code == 200, answer.text
+    assert "warnings" not in answer.json()

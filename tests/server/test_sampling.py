@@ -146,6 +146,18 @@ def test_what_constrains_is_refused(fields: dict[str, Any]) -> None:
     assert caught.value.param == next(iter(fields))
 
 
+@pytest.mark.parametrize("name", ["guided_json", "json_schema", "format"])
+def test_an_empty_schema_still_asks_for_json(name: str) -> None:
+    with pytest.raises(Failure, match=name):
+        refuse_constraints({name: {}})
+
+
+def test_constraints_are_not_lost_in_an_argument_of_a_package() -> None:
+    with pytest.raises(Failure, match="into the body itself"):
+        refuse_constraints({"extra_body": {"regex": "a"}})
+    refuse_constraints({"extra_body": {}})
+
+
 def test_what_asks_for_nothing_is_let_through() -> None:
     refuse_constraints({"tools": [], "tool_choice": "none", "regex": None, "response_format": {"type": "text"}})
     refuse_constraints({"guided_json_object": False, "structured_outputs": {}, "function_call": "auto", "other": 1})

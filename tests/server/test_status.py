@@ -37,6 +37,17 @@ def test_it_is_well(http: httpx.Client, path: str):
     assert http.get(path).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/v1/models", "/api/tags"])
+def test_heads_of_what_can_be_got(http: httpx.Client, path: str):
+    """`wget --spider`, monitors and Ollama's own client ask so whether somebody is there."""
+    got, head = http.get(path), http.head(path)
+    assert (got.status_code, head.status_code) == (200, 200)
+    assert head.content == b""
+    assert head.headers["content-type"] == got.headers["content-type"] if got.content else True
+    assert http.head("/generate").status_code == 405
+    assert http.get("/").status_code == 200
+
+
 def test_figures_add_up(http: httpx.Client):
     before = http.get("/server_info").json()
     assert http.post("/generate", json=BODY).status_code == 200

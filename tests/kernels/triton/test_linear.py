@@ -152,7 +152,8 @@ def test_packed_instructions_unpack_the_same_integers(kind: str) -> None:
 def test_activations_are_rounded_to_e4m3_by_row() -> None:
     x = random(5, 570, dtype=torch.bfloat16) * torch.tensor([1, 1e-3, 1e3, 0, 1], device=DEVICE)[:, None].bfloat16()
     found, scale = fp8.round_activations(x, 576)
-    steps = x.float().abs().amax(1, keepdim=True) / fp8.LARGEST
+    steps = x.float().abs().amax(1, keepdim=True)
+    steps = steps / torch.full_like(steps, fp8.LARGEST)  # by a number, torch would multiply with its reciprocal
     steps = torch.where(steps > 0, steps, 1.0)
     assert torch.equal(scale, steps)
     assert torch.equal(found[:, 570:].float(), torch.zeros(5, 6, device=DEVICE))
