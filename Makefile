@@ -9,6 +9,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# started first, so that neither of the two workers ends long after the other
+LONGEST := tests/sim tests/runtime/test_greedy.py
 PACKAGES := frontend runtime kernels examples
 RUN := .venv/bin/python -P
 export PYTHONSAFEPATH := 1
@@ -28,7 +30,7 @@ demo: setup
 	@$(RUN) -m ramet demo $(ARGS)
 
 test: setup
-	@$(RUN) -m pytest -q -m "not nightly and not gpu and not triton and not aot and not clients" $(ARGS)
+	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests -m "not nightly and not gpu and not triton and not aot and not clients" $(ARGS)
 
 # Triton's interpreter and ahead-of-time compiler exclude each other in one process.
 kernels: setup  # interpreter, table of registers, shared memory and spills, then the rest of the compiler

@@ -7,6 +7,7 @@ string may take back.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +25,9 @@ class Pending:
     stops: StopMatcher | None = None
     tokens: list[int] = field(default_factory=list)
     sent: str = ""
-    waiting: list[ir.Logprob] = field(default_factory=list)  # of tokens whose text is held back
+    made: int = 0  # characters of all tokens, those that are held back included
+    waiting: list[ir.Logprob] = field(default_factory=list)  # of tokens whose text was not given out to its end
+    ends: list[int] = field(default_factory=list)  # where the text of each of these ends, once it is known
     logprobs: list[ir.Logprob] = field(default_factory=list)
     total: float = 0.0
 
@@ -107,8 +110,13 @@ class Translator:
         pending.tokens += news.tokens
         pending.waiting += self._logprobs(news)
         text = pending.detokenizer.push(list(news.tokens))
+        pending.made += len(text)
+        if text and pending.waiting:
+            pending.ends += [pending.made] * (len(pending.waiting) - len(pending.ends))
         if pending.stops is not None:
-            text = pending.stops.push(text)[0]
+            text, matched = pending.stops.push(text)
+            if matched is not None:
+                return  # what is left of it, and how much of it is kept, comes with the op's end
         if text:
             self._emit(text, pending, op)
 
@@ -120,10 +128,14 @@ class Translator:
         return found
 
     def _emit(self, text: str, pending: Pending, op: ir.Gen) -> None:
+        """Give text out, with the logprobs of the tokens whose text is out to its end: a stop string may yet cut the
+        others."""
         pending.sent += text
-        pending.logprobs += pending.waiting
-        self._deliver(ir.Token(op.id, op.seq, text, op.var, tuple(pending.waiting)))
-        pending.waiting.clear()
+        told = bisect_right(pending.ends, len(pending.sent))
+        logprobs, pending.waiting = pending.waiting[:told], pending.waiting[told:]
+        del pending.ends[:told]
+        pending.logprobs += logprobs
+        self._deliver(ir.Token(op.id, op.seq, text, op.var, tuple(logprobs)))
 
     def _done(self, news: m.Done, pending: Pending, op: ir.Gen) -> None:
         del self._pending[op.id]
@@ -131,6 +143,7 @@ class Translator:
         value = self._tokenizer.decode(tokens)
         sampled = [*pending.logprobs, *pending.waiting][: news.keep]
         pending.waiting = pending.waiting[: max(0, news.keep - len(pending.logprobs))]
+        pending.ends = [0] * len(pending.waiting)  # all of them belong to the text that is left
         if len(value) > len(pending.sent):
             self._emit(value[len(pending.sent) :], pending, op)
         meta = ir.Meta(

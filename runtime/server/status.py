@@ -164,6 +164,7 @@ def _models(routes: APIRouter, service: Service) -> None:
         }
 
     @routes.get("/v1/models")
+    @routes.get("/v1/models/", include_in_schema=False)
     @routes.get("/v1//models", include_in_schema=False)
     async def models(caller: Caller = Who) -> Response:
         """The names under which the model is served."""

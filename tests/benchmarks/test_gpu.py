@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -135,7 +136,7 @@ def test_what_was_found_is_on_the_disk_after_every_section(parts, tmp_path):
     log = (tmp_path / "gpu.log").read_text(encoding="utf-8")
     assert "what | 1.00 | ms | n" in log
     assert "ValueError: no" in log
-    assert "c: skipped, 60 s are left" in log
+    assert re.search(r"c: skipped, \d+ s are left", log)
 
 
 def test_sections_of_a_run(parts):

@@ -298,7 +298,7 @@ def test_a_large_message_is_refused(served: Served) -> None:
     with socket(served) as line:
         with contextlib.suppress(ConnectionClosed):  # it may be hung up on while it still sends
             line.send(json.dumps({**OPEN, "ops": [{**START, "parts": ["x" * (5 << 20)]}]}))
-        assert to_the_end(line)[1] in (1009, 4413)
+        assert to_the_end(line)[1] in (1006, 1009, 4413)  # 1006: the reset overtook the closing frame
 
 
 def test_keys_namespaces_and_a_full_queue() -> None:
