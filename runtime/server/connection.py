@@ -1,16 +1,13 @@
 """One TCP connection of the server, bounded: how long a request's head may take, how large it may be, and how many
 connections there are.
 
-In: bytes from a client. Out: the same to uvicorn's own protocol (httptools where it is installed, else h11), or an
-answer in the server's shape and the end of the connection.
+In: bytes from a client. Out: the same to uvicorn's own protocol (over httptools, so that what is not HTTP is judged by
+one parser everywhere), or an answer in the server's shape and the end of the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
-from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -24,25 +21,16 @@ def limited(header_timeout: float, most: int) -> type[asyncio.Protocol]:
     """A protocol class for `uvicorn.Config(http=...)`: a head must be whole within `header_timeout` seconds of its
     first byte (of the connection's beginning, for the first request) and `HEAD_BYTES`, else 408 and 431; above `most`
     connections the next one is answered 503."""
-    inner = _inner()
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class Limited(Connection):
         def __init__(
             self, config: Any, server_state: Any, app_state: Any, _loop: asyncio.AbstractEventLoop | None = None
         ) -> None:
-            protocol = inner(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
+            protocol = HttpToolsProtocol(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
             super().__init__(protocol, header_timeout, most)
 
     return Limited
-
-
-def _inner() -> Callable[..., Any]:
-    if importlib.util.find_spec("httptools") is not None:
-        made = importlib.import_module("uvicorn.protocols.http.httptools_impl").HttpToolsProtocol
-    else:
-        made = importlib.import_module("uvicorn.protocols.http.h11_impl").H11Protocol
-    protocol: Callable[..., Any] = made
-    return protocol
 
 
 class Connection(asyncio.Protocol):
