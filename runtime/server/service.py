@@ -8,6 +8,10 @@ when the engine was lost before anything was sent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -27,6 +31,7 @@ from ramet.runtime.server.running import ALL, STREAMED, WHOLE, Duplex, Run, know
 from ramet.runtime.server.watch import State, Watch
 
 Result = TypeVar("Result")
+YIELDING = 5  # added to the niceness of threads that tokenise: a long prompt takes what streams and steps leave over
 THREADS = 4  # that tokenise
 UNBOUNDED = 1 << 40  # tokens
 
@@ -61,7 +66,7 @@ class Service:
         self.dtype = client.ready.dtype
         self._note: Observer = on_event or (lambda name, value: None)
         self._accounts = Accounts(self._note, lambda: self._attach().time())
-        self._threads = ThreadPoolExecutor(THREADS, "ramet-text")
+        self._threads = ThreadPoolExecutor(THREADS, "ramet-text", initializer=_yield_to_others)
         self._runs: dict[tuple[str, str], set[Run]] = {}
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -364,3 +369,11 @@ class Service:
         for run in chosen:
             run.fail(failures.of_event("aborted", "the request was aborted"))
         return len(chosen)
+
+
+def _yield_to_others() -> None:
+    """Lower this thread's priority. Linux alone has one per thread; elsewhere the whole process would be meant."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):  # a sandbox may forbid it; then all are equal
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + YIELDING)

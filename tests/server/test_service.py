@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,7 @@ from ramet.runtime.server.bridge import Bridge, Mailbox
 from ramet.runtime.server.call import Caller, Chat, Message
 from ramet.runtime.server.failures import Failure, late
 from ramet.runtime.server.running import ALL
+from ramet.runtime.server.service import YIELDING
 
 from ..runtime.engines import WAIT, words
 from .backstage import ME, TEXT, Stage, call, caller, collect, staged, text_of
@@ -476,3 +479,11 @@ def test_a_mailbox_that_fails_gives_what_it_has_first() -> None:
             await box.take()
 
     asyncio.run(reads())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a priority per thread is Linux's")
+def test_threads_that_tokenise_stand_back(stage: Stage) -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    assert stage.run(lambda: stage.service._in_thread(niceness)) == min(niceness() + YIELDING, 19)
