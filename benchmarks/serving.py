@@ -1,20 +1,23 @@
 """What the server adds: in: a model. Out: tokens/s over HTTP and offline, the time to a first token, a stream's gaps.
 
 A server process and an offline engine with the same model take turns (A B A B) at the same prompts; each figure is a
-median over the turns. The client is a few lines on plain sockets, so that it costs little. The last table is a stream
+median over the turns. The client shares the machine with the engine, which a foreign client would not: so it is plain
+sockets in one thread, and where tokens/s are measured it looks at them every few milliseconds, so that the pieces of
+one step wake it once. Every answer is read to its end and must have all of its tokens. The last table is a stream
 beside which another client posts a prompt of 100 kB: how long the stream's longest pause is, with and without it.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import itertools
 import json
 import platform
 import re
+import selectors
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -35,11 +38,25 @@ from ramet.frontend import ir
 WORDS = ("river", "stone", "green", "walks", "seven", "light", "under", "paper", "cold", "music")
 LONG = 100_000  # bytes of the prompt that is tokenised beside a stream
 READY = 300.0  # seconds until a server that does not say where it listens is given up on
+GLANCE = 0.002  # seconds between two looks at the sockets, where tokens/s are measured
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server process."""
+
+    url: str
+    pid: int
+
+    def cpu(self) -> float:
+        """Seconds of processor that it has used, its engine apart; nan where the system does not say."""
+        clock = (~self.pid << 3) | 2  # Linux' clock of a process' time, which C asks for with clock_getcpuclockid(3)
+        return time.clock_gettime(clock) if sys.platform == "linux" else float("nan")
 
 
 @contextlib.contextmanager
-def serve(model: str, options: Sequence[str]) -> Iterator[str]:
-    """The URL of a server process."""
+def serve(model: str, options: Sequence[str]) -> Iterator[Server]:
+    """A server, and its end."""
     command = [sys.executable, "-P", "-m", "ramet", "serve", model, "--port", "0", "--log-level", "error", *options]
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -58,7 +75,7 @@ def serve(model: str, options: Sequence[str]) -> Iterator[str]:
             raise SystemExit(f"the server did not start:\n{''.join(said)}")
         timer.cancel()
         threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield url.group()
+        yield Server(url.group(), process.pid)
     finally:
         timer.cancel()
         process.send_signal(signal.SIGTERM)
@@ -73,7 +90,21 @@ class Heard:
     """When what came of one completion: `began`, and the time of each piece."""
 
     began: float
+    ending: bytes = b""
     times: list[float] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)
+
+    def take(self, part: bytes) -> None:
+        """Bytes of the answer. Its head is no piece."""
+        self.parts.append(part)
+        if b"data: " in part or b"{" in part:
+            self.times.append(time.perf_counter())
+
+    def check(self) -> None:
+        """Raise `SystemExit` unless it is a 200 and all of it came; nothing is asked of an answer without `ending`."""
+        answer = b"".join(self.parts)
+        if self.ending and not (answer.startswith(b"HTTP/1.1 200 ") and self.ending in answer[-2000:]):
+            raise SystemExit(f"the server answered {answer[:200]!r} ... {answer[-200:]!r}")
 
 
 def prompt_of(turn: int, number: int) -> str:
@@ -81,40 +112,69 @@ def prompt_of(turn: int, number: int) -> str:
     return f"{turn} {number} " + " ".join(WORDS[(turn * 7 + number * 3 + k) % len(WORDS)] for k in range(5))
 
 
-async def post(url: str, body: dict[str, Any], begun: asyncio.Event) -> tuple[Heard, bytes]:
-    """One request, read to its end; the first line of the answer. Sets `begun` at its first piece."""
-    where = urlsplit(url)
-    content = json.dumps(body).encode()
-    head = f"POST /generate HTTP/1.1\r\nHost: {where.netloc}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    heard = Heard(time.perf_counter())
-    reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-    status = (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0]
-    while part := await reader.read(1 << 16):
-        if b"data: " in part or not body.get("stream"):
-            heard.times.append(time.perf_counter())
-            begun.set()
-    writer.close()
-    return heard, status
+class Client:
+    """Requests to one server, each on a socket of its own, read in one thread."""
+
+    def __init__(self, url: str, glance: float = 0.0) -> None:
+        where = urlsplit(url)
+        self._address = (where.hostname or "", where.port or 80)
+        self._glance = glance
+        self._selector = selectors.DefaultSelector()
+
+    def post(self, body: dict[str, Any], ending: bytes = b"") -> Heard:
+        """Begin one request. `ending` is what its answer must hold at its end."""
+        content = json.dumps(body).encode()
+        head = (
+            f"POST /generate HTTP/1.1\r\nHost: {self._address[0]}:{self._address[1]}\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
+        heard = Heard(time.perf_counter(), ending)
+        peer = socket.create_connection(self._address)
+        peer.sendall(head.encode() + content)
+        peer.setblocking(False)
+        self._selector.register(peer, selectors.EVENT_READ, heard)
+        return heard
+
+    @property
+    def busy(self) -> bool:
+        """Whether answers are still to come."""
+        return bool(self._selector.get_map())
+
+    def read(self) -> None:
+        """Wait until something has come, and take it."""
+        ready = self._selector.select()
+        if self._glance:
+            time.sleep(self._glance)
+            ready = self._selector.select(0)
+        for key, _ in ready:
+            assert isinstance(key.fileobj, socket.socket), "nothing else is registered"
+            part = key.fileobj.recv(1 << 16)
+            if part:
+                key.data.take(part)
+                continue
+            self._selector.unregister(key.fileobj)
+            key.fileobj.close()
+            key.data.check()
+
+    def close(self) -> None:
+        """Free what it needs; all answers are read."""
+        self._selector.close()
 
 
-async def ask(url: str, text: str, tokens: int, *, stream: bool, begun: asyncio.Event | None = None) -> Heard:
-    """One completion of exactly `tokens` tokens."""
+def asked(text: str, tokens: int, *, stream: bool) -> tuple[dict[str, Any], bytes]:
+    """A request for exactly `tokens` tokens, and what its answer must hold at its end."""
     sampling = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
     body = {"text": text, "sampling_params": sampling, "stream": stream, "incremental_streaming_output": stream}
-    heard, status = await post(url, body, begun or asyncio.Event())
-    if b" 200 " not in status:
-        raise SystemExit(f"the server answered {status!r}")
-    return heard
+    return body, f'"completion_tokens":{tokens},'.encode()
 
 
-def over_http(url: str, turn: int, batch: int, tokens: int, *, stream: bool) -> list[Heard]:
+def over_http(url: str, turn: int, batch: int, tokens: int, *, stream: bool, glance: float = GLANCE) -> list[Heard]:
     """`batch` completions at once."""
-
-    async def all_of() -> list[Heard]:
-        return await asyncio.gather(*(ask(url, prompt_of(turn, k), tokens, stream=stream) for k in range(batch)))
-
-    return asyncio.run(all_of())
+    with contextlib.closing(Client(url, glance)) as client:
+        heard = [client.post(*asked(prompt_of(turn, k), tokens, stream=stream)) for k in range(batch)]
+        while client.busy:
+            client.read()
+    return heard
 
 
 def offline(engine: rt.Engine, turn: int, batch: int, tokens: int) -> list[Heard]:
@@ -153,18 +213,24 @@ def rate(act: Callable[[], object], tokens: int) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def throughput(url: str, engine: rt.Engine, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
-    """One row: tokens/s of the three ways to ask, in turns, and the medians of the turns' ratios."""
+def throughput(server: Server, engine: rt.Engine, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
+    """One row: tokens/s of the three ways to ask, in turns, the medians of the turns' ratios, and what a streamed token
+    costs the server's process, in microseconds of processor."""
     whole, streamed, alone = list[float](), list[float](), list[float]()
+    spent = 0.0
     for turn in range(-1, repeats):
         seed = (1 + turn) * 1000 + batch
         total = batch * tokens
+        direct = rate(partial(offline, engine, seed, batch, tokens), total)
+        answers = rate(partial(over_http, server.url, seed, batch, tokens, stream=False), total)
+        before = server.cpu()
         rates = (
-            rate(partial(offline, engine, seed, batch, tokens), total),
-            rate(partial(over_http, url, seed, batch, tokens, stream=False), total),
-            rate(partial(over_http, url, seed + 500, batch, tokens, stream=True), total),
+            direct,
+            answers,
+            rate(partial(over_http, server.url, seed + 500, batch, tokens, stream=True), total),
         )
         if turn >= 0:  # the first turn warms up
+            spent += server.cpu() - before
             for found, value in zip((alone, whole, streamed), rates, strict=True):
                 found.append(value)
     return {
@@ -174,6 +240,7 @@ def throughput(url: str, engine: rt.Engine, batch: int, tokens: int, repeats: in
         "streamed tok/s": statistics.median(streamed),
         "HTTP / offline": statistics.median(w / a for w, a in zip(whole, alone, strict=True)),
         "streamed / offline": statistics.median(s / a for s, a in zip(streamed, alone, strict=True)),
+        "server µs per streamed tok": 1e6 * spent / (repeats * batch * tokens),
     }
 
 
@@ -183,7 +250,7 @@ def first_token(url: str, engine: rt.Engine, repeats: int) -> dict[str, float]:
     for turn in range(repeats):
         for found, heard in (
             (alone, offline(engine, 7_000_000 + turn, 1, 2)),
-            (http, over_http(url, 7_000_000 + turn, 1, 2, stream=True)),
+            (http, over_http(url, 7_000_000 + turn, 1, 2, stream=True, glance=0.0)),
         ):
             found.append(1e3 * (heard[0].times[0] - heard[0].began))
     ratio = statistics.median(h / a for h, a in zip(http, alone, strict=True))
@@ -193,20 +260,23 @@ def first_token(url: str, engine: rt.Engine, repeats: int) -> dict[str, float]:
 def pauses(url: str, tokens: int, length: int, repeats: int) -> dict[str, float]:
     """Milliseconds: a stream's median gap, and its longest one, alone and while a long prompt is tokenised."""
 
-    async def one(turn: int, *, beside: bool) -> list[float]:
-        begun, prompt = asyncio.Event(), prompt_of(8_000_000 + 2 * turn + beside, 0)
-        stream = asyncio.ensure_future(ask(url, prompt, tokens, stream=True, begun=begun))
-        if beside:
-            text = " ".join(WORDS[(turn + k) % len(WORDS)] for k in range(length // 6))
-            await begun.wait()
-            await post(url, {"text": text, "sampling_params": {"max_new_tokens": 0}}, asyncio.Event())
-        times = (await stream).times
-        return [1e3 * (b - a) for a, b in itertools.pairwise(times)]
+    def one(turn: int, *, beside: bool) -> list[float]:
+        with contextlib.closing(Client(url)) as client:
+            prompt = prompt_of(8_000_000 + 2 * turn + beside, 0)
+            heard = client.post(*asked(prompt, tokens, stream=True))
+            while not heard.times:
+                client.read()
+            if beside:  # it is tokenised, and then refused where it does not fit
+                text = " ".join(WORDS[(turn + k) % len(WORDS)] for k in range(length // 6))
+                client.post({"text": text, "sampling_params": {"max_new_tokens": 0}})
+            while client.busy:
+                client.read()
+        return [1e3 * (b - a) for a, b in itertools.pairwise(heard.times)]
 
     alone, both = list[list[float]](), list[list[float]]()
     for turn in range(repeats):
-        alone.append(asyncio.run(one(turn, beside=False)))
-        both.append(asyncio.run(one(turn, beside=True)))
+        alone.append(one(turn, beside=False))
+        both.append(one(turn, beside=True))
     longest = [statistics.median(max(gaps) for gaps in runs) for runs in (alone, both)]
     return {
         "median gap ms": statistics.median(gap for gaps in alone for gap in gaps),
@@ -245,16 +315,16 @@ def main() -> None:
     flags = ["--threads", str(options.threads), "--kv-tokens", str(kv)]
     with (
         rt.Engine(options.model, threads=options.threads, kv_tokens=kv) as engine,
-        serve(options.model, flags) as url,
+        serve(options.model, flags) as server,
     ):
         info = engine.info()
-        rows = [throughput(url, engine, batch, options.tokens, options.repeats) for batch in options.batches]
-        first = first_token(url, engine, max(3, 3 * options.repeats))
-        gaps = pauses(url, options.tokens, options.long, options.repeats)
+        rows = [throughput(server, engine, batch, options.tokens, options.repeats) for batch in options.batches]
+        first = first_token(server.url, engine, max(3, 3 * options.repeats))
+        gaps = pauses(server.url, options.tokens, options.long, options.repeats)
     machine = f"{platform.machine()}, Python {platform.python_version()}"
     if options.json:
-        shown = {"model": info["model"], "dtype": info["dtype"], "machine": machine, "throughput": rows}
-        print(json.dumps({**shown, "first token": first, "pauses": gaps}, indent=2))
+        shown = {"model": info["model"], "dtype": info["dtype"], "machine": machine, "repeats": options.repeats}
+        print(json.dumps({**shown, "throughput": rows, "first token": first, "pauses": gaps}, indent=2))
         return
     console = Console()
     console.print(f"{info['model']}, {info['dtype']}, {machine}, medians of {options.repeats} turns", highlight=False)

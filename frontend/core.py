@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from ramet.frontend.constraints import Wanted, read_text, wanted
 from ramet.frontend.entries import Entry, Seq
 from ramet.frontend.errors import ConstraintError, StateError
 from ramet.frontend.execution import Execution
-from ramet.frontend.ir import Role, Select, SelectMethod
+from ramet.frontend.ir import Role, Select, SelectMethod, Tool
 from ramet.frontend.options import build
-from ramet.frontend.types import converter, finite
 from ramet.frontend.values import Value, listed
 from ramet.frontend.waiting import chain
 
@@ -30,6 +30,8 @@ class Core:
         self.variables: dict[str, Value[Any]] = dict(parent.variables) if parent else {}
         self.own: dict[str, None] = {}
         self.role_open: str | None = parent.role_open if parent else None
+        self.told: tuple[Tool, ...] = parent.told if parent else ()  # tools that the model knows
+        self.known: dict[object, Wanted] = parent.known if parent else {}
         self.unentered: tuple[str, str] | None = None  # role and line of a message block that nobody has entered yet
 
     def __del__(self) -> None:
@@ -56,21 +58,44 @@ class Core:
         self.own[name] = None
         self.execution.bell.ring()
 
+    def wanted(self, type_: Any, arguments: Mapping[str, Any], where: str) -> Wanted:
+        """See `constraints.wanted`. What was found valid once is not looked at again in this run."""
+        given = tuple((name, type(value), value) for name, value in arguments.items() if value is not None)
+        try:
+            found = self.known.get((type_, given))
+        except TypeError:  # a schema that is a dict, choices that are a list
+            return wanted(type_, arguments, where)
+        if found is None:
+            found = self.known[type_, given] = wanted(type_, arguments, where)
+        return found
+
     def gen(
-        self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str
+        self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str, want: Wanted
     ) -> Value[Any]:
-        """Record a generation; with n > 1, n - 1 more on branches from here: this state goes on with the first."""
+        """Record a generation; with n > 1, n - 1 more on branches from here: this state goes on with the first. A
+        choice is made by likelihood, unless a temperature is given or n > 1."""
+        if want.choices and n == 1 and not options.get("temperature"):
+            entry = self._choose(name, want.choices, "token_length_normalized", where)
+            return self._read(name, entry, want, timeout, where)
         if n > 1:
-            return self._samples(name, options, n, timeout, where)
+            return self._samples(name, options, n, timeout, where, want)
+        return self._sampled(name, options, timeout, where, want)
+
+    def _sampled(
+        self, name: str | None, options: Mapping[str, Any], timeout: float | None, where: str, want: Wanted
+    ) -> Value[Any]:
         sampling = build(self.defaults, options, where)
-        entry = self.execution.add_gen(self.seq, name or "", sampling, where)
-        return self._defined(name, entry, entry.future, timeout, where)
+        if want.stop:
+            stop = tuple(dict.fromkeys((*sampling.stop, *want.stop)))
+            sampling = build(self.defaults, {**options, "stop": stop}, where)
+        entry = self.execution.add_gen(self.seq, name or "", sampling, where, want.constraint, want.jump)
+        return self._read(name, entry, want, timeout, where)
 
     def _samples(
-        self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str
+        self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str, want: Wanted
     ) -> Value[Any]:
         others = self.child_cores(range(1, n), where)
-        parts = [core.gen(name, options, 1, timeout, where) for core in (self, *others)]
+        parts = [core._sampled(name, options, timeout, where, want) for core in (self, *others)]
         for core in others:
             self.execution.close(core.seq, "was one of n samples")
         value: Value[Any] = listed(self.execution, self.seq, parts, name or "", where)
@@ -78,20 +103,12 @@ class Core:
             self.define(name, value)
         return value
 
-    def typed(
-        self, type_: Any, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str
-    ) -> Value[Any]:
-        """Record a generation of `type_`: free text, or a choice among the type's values."""
-        table = finite(type_, where)
-        if table is None:
-            return self.gen(name, options, n, timeout, where)
-        if options.get("temperature") or n > 1:
-            raise ConstraintError(
-                "a type of finitely many values is chosen by likelihood: temperature must be 0 and n 1", where=where
-            )
-        entry = self._choose(name, tuple(table), "token_length_normalized", where)
+    def _read(self, name: str | None, entry: Entry, want: Wanted, timeout: float | None, where: str) -> Value[Any]:
+        """The value of a generation: its text, or what that is read as."""
+        if want.read is None:
+            return self._defined(name, entry, entry.future, timeout, where)
         future: Future[Any] = Future()
-        chain(entry.future, future, converter(table))
+        chain(entry.future, future, lambda text: read_text(entry, want, text))
         return self._defined(name, entry, future, timeout, where)
 
     def select(self, name: str | None, choices: Sequence[str], method: SelectMethod, where: str) -> Value[str]:

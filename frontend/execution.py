@@ -27,11 +27,13 @@ from ramet.frontend.errors import (
 from ramet.frontend.ir import (
     AnyOp,
     Close,
+    Constraint,
     Ended,
     Event,
     Fork,
     Gen,
     Header,
+    Jump,
     Sampling,
     Usage,
 )
@@ -113,7 +115,15 @@ class Execution:
         self.bell.ring()
         return entry
 
-    def add_gen(self, seq: Seq, var: str, sampling: Sampling, where: str) -> Entry:
+    def add_gen(
+        self,
+        seq: Seq,
+        var: str,
+        sampling: Sampling,
+        where: str,
+        constraint: Constraint | None = None,
+        jump: Jump = "canonical",
+    ) -> Entry:
         """Record a Gen, within the budget: `max_tokens` of every Gen under way count against it until it has
         finished."""
         with self._locked():
@@ -123,7 +133,9 @@ class Execution:
                 seq,
                 "gen",
                 where,
-                lambda op: Gen(id=op, seq=seq.path, var=var or f"_{op}", sampling=sampling),
+                lambda op: Gen(
+                    id=op, seq=seq.path, var=var or f"_{op}", sampling=sampling, constraint=constraint, jump=jump
+                ),
                 var,
             )
             self.record.reserve(entry, sampling)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Union
 
+from ramet.frontend.constraints import Wanted, dtyped, wanted
 from ramet.frontend.errors import ConstraintError
 from ramet.frontend.ir import SelectMethod
 from ramet.frontend.options import checked, given
-from ramet.frontend.types import check_choices, check_method, refuse_constraint
+from ramet.frontend.types import check_choices, check_method
 from ramet.frontend.where import user_line
 
 Piece = Union[str, "Expr"]
@@ -54,14 +55,16 @@ class Concat(Expr):
 
 
 class GenExpr(Expr):
-    """A generation; `options` are the sampling options that were given, `n` the number of samples."""
+    """A generation; `options` are the sampling options that were given, `n` the number of samples, `want` what its text
+    must be."""
 
-    __slots__ = ("n", "name", "options", "where")
+    __slots__ = ("n", "name", "options", "want", "where")
 
-    def __init__(self, name: str | None, options: Mapping[str, Any], n: int, where: str) -> None:
+    def __init__(self, name: str | None, options: Mapping[str, Any], n: int, want: Wanted, where: str) -> None:
         self.name = name
         self.options = options
         self.n = n
+        self.want = want
         self.where = where
 
 
@@ -133,20 +136,24 @@ def gen(
     repetition_penalty: float | None = None,
     seed: int | None = None,
 ) -> Expr:
-    """Generate and define `name`. With `choices` it is `select` (and `temperature` must be 0 or left out). `n`
-    samples define a list; the text goes on with the first. Raises `ConstraintError` for what this version cannot
-    enforce."""
+    """Generate and define `name`: a text.
+
+    At most one of `regex` (the whole text), `json_schema` (JSON text), `dtype` (int, float, bool, str or their names:
+    a number, True or False, a quoted string; it stays a text) and `choices` says what it must be. With `choices` or
+    bool it is `select`, unless a `temperature` above 0 or `n` above 1 is given: then it is sampled. `n` samples define
+    a list; the text goes on with the first. Raises `ConstraintError`.
+    """
     options = given(locals(), "n", "name", "dtype", "choices", "choices_method", "regex", "json_schema")
     where = user_line()
-    refuse_constraint(where, regex=regex, json_schema=json_schema)
-    if dtype in (bool, "bool"):
-        choices = ("True", "False")
-    elif dtype is not None:
-        shown = dtype if isinstance(dtype, str) else dtype.__name__
-        refuse_constraint(where, dtype=shown)
-    if choices is not None:
-        return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
-    return GenExpr(name, checked(options, where), _samples(n, where), where)
+    arguments = {"regex": regex, "json_schema": json_schema, "choices": choices}
+    others = [key for key, value in arguments.items() if value is not None]
+    if dtype is not None and others:
+        raise ConstraintError(f"dtype={dtype!r}, {others[0]}=: a generation has one constraint; give one", where=where)
+    want = dtyped(dtype, where) if dtype is not None else wanted(str, arguments, where)
+    samples = _samples(n, where)
+    if want.choices and samples == 1 and not temperature:
+        return select(name, want.choices, 0.0, choices_method or token_length_normalized)
+    return GenExpr(name, checked(options, where), samples, want, where)
 
 
 def _samples(n: int | None, where: str) -> int:
@@ -155,16 +162,52 @@ def _samples(n: int | None, where: str) -> int:
     return n or 1
 
 
-def gen_int(name: str | None = None, *args: Any, **options: Any) -> NoReturn:
-    """SGLang's integer generation; needs constrained decoding: `ConstraintError`."""
-    refuse_constraint(user_line(), dtype="int")
-    raise AssertionError("refuse_constraint always raises for a constraint")
+def gen_int(
+    name: str | None = None,
+    max_tokens: int | None = None,
+    n: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    stop_regex: str | Sequence[str] | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    ignore_eos: bool | None = None,
+    return_logprob: bool | None = None,
+    logprob_start_len: int | None = None,
+    top_logprobs_num: int | None = None,
+    return_text_in_logprobs: bool | None = None,
+) -> Expr:
+    """`gen(name, dtype=int)`: the text of an integer."""
+    options = given(locals(), "name")
+    return gen(name, dtype=int, **options)
 
 
-def gen_string(name: str | None = None, *args: Any, **options: Any) -> NoReturn:
-    """SGLang's quoted-string generation; needs constrained decoding: `ConstraintError`."""
-    refuse_constraint(user_line(), dtype="str (a quoted string)")
-    raise AssertionError("refuse_constraint always raises for a constraint")
+def gen_string(
+    name: str | None = None,
+    max_tokens: int | None = None,
+    n: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    stop_regex: str | Sequence[str] | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    ignore_eos: bool | None = None,
+    return_logprob: bool | None = None,
+    logprob_start_len: int | None = None,
+    top_logprobs_num: int | None = None,
+    return_text_in_logprobs: bool | None = None,
+) -> Expr:
+    """`gen(name, dtype=str)`: a string of letters, digits and white space, in quotation marks."""
+    options = given(locals(), "name")
+    return gen(name, dtype=str, **options)
 
 
 def select(

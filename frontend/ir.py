@@ -10,15 +10,19 @@ children of the fork "q.k" are the sequences "q.k.b0", "q.k.b1", ... Seeds, trac
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import msgspec
 
-from ramet.frontend.errors import ConstraintError
+from ramet.frontend.sampling import MAX_BIAS as MAX_BIAS
+from ramet.frontend.sampling import MAX_LOGPROBS as MAX_LOGPROBS
+from ramet.frontend.sampling import MAX_N as MAX_N
+from ramet.frontend.sampling import MAX_STOP_CHARS as MAX_STOP_CHARS
+from ramet.frontend.sampling import MAX_STOPS as MAX_STOPS
+from ramet.frontend.sampling import Sampling as Sampling
+from ramet.frontend.sampling import bounded
 
 ROOT = "0"
-MAX_STOPS, MAX_STOP_CHARS, MAX_BIAS, MAX_LOGPROBS, MAX_N = 16, 256, 300, 20, 128
 SelectMethod = Literal["token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized"]
 SELECT_METHODS: tuple[str, ...] = (
     "token_length_normalized",
@@ -28,67 +32,64 @@ SELECT_METHODS: tuple[str, ...] = (
 FinishReason = Literal["stop", "length", "abort"]
 
 
-class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How to sample, validated once: every front end builds it, nothing checks it again.
+class Regex(msgspec.Struct, frozen=True, tag="regex", forbid_unknown_fields=True):
+    """The whole text matches `pattern`, as Python's `re.fullmatch` reads it."""
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. `max_tokens` None means until a stop or
-    the end of the context. `logprobs` k returns the sampled token's logprob and the k most likely (0: only the
-    sampled token's; -1: none). Penalties are OpenAI's (frequency, presence: over generated tokens) and CTRL's
-    (repetition, multiplicative: over all tokens of the sequence). Raises `ConstraintError`.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: dict[int, float] = {}
-    logprobs: int = -1
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        _bounds("temperature", self.temperature, 0.0, 100.0, "0 is greedy, 1 is the model's own distribution")
-        _bounds("top_p", self.top_p, 1e-6, 1.0, "1 keeps every token")
-        _bounds("min_p", self.min_p, 0.0, 1.0, "0 keeps every token")
-        _bounds("top_k", self.top_k, 0, (1 << 31) - 1, "0 keeps every token")
-        _bounds("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "0 is off")
-        _bounds("presence_penalty", self.presence_penalty, -2.0, 2.0, "0 is off")
-        _bounds("repetition_penalty", self.repetition_penalty, 0.01, 100.0, "1 is off")
-        _bounds("min_tokens", self.min_tokens, 0, 1 << 31, "0 is off")
-        _bounds("logprobs", self.logprobs, -1, MAX_LOGPROBS, "-1 is none, 0 the sampled token's, k the k most likely")
-        if self.max_tokens is not None:
-            _bounds("max_tokens", self.max_tokens, 1, 1 << 31, "leave it out to generate until a stop")
-            if self.min_tokens > self.max_tokens:
-                _refuse("min_tokens", self.min_tokens, f"must not exceed max_tokens={self.max_tokens}")
-        if self.seed is not None:
-            _bounds("seed", self.seed, -(1 << 63), (1 << 64) - 1, "any 64-bit integer")
-        if len(self.stop) > MAX_STOPS:
-            _refuse("stop", f"{len(self.stop)} strings", f"at most {MAX_STOPS}")
-        for text in self.stop:
-            if not text or len(text) > MAX_STOP_CHARS:
-                _refuse("stop", text[:40], f"each stop has 1 to {MAX_STOP_CHARS} characters")
-        if len(self.logit_bias) > MAX_BIAS:
-            _refuse("logit_bias", f"{len(self.logit_bias)} entries", f"at most {MAX_BIAS}")
-        for token, bias in self.logit_bias.items():
-            _bounds(f"logit_bias[{token}]", bias, -100.0, 100.0, "-100 forbids a token")
+    pattern: str
 
 
-def _bounds(field: str, value: float, low: float, high: float, remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        _refuse(field, value, f"must be a finite number; {remedy}")
-    if not low <= value <= high:
-        _refuse(field, value, f"must be between {low} and {high}; {remedy}")
+class JsonSchema(msgspec.Struct, frozen=True, tag="json_schema", forbid_unknown_fields=True, omit_defaults=True):
+    """The text is one JSON value that is valid under `schema` (JSON text, Draft 2020-12). `whitespace` "fixed" writes
+    it as `json.dumps` does (", " and ": ", so that keys are known in advance), "flexible" leaves the model a space, or
+    a newline and some indent, wherever JSON allows whitespace."""
+
+    schema: str
+    whitespace: Literal["fixed", "flexible"] = "fixed"
 
 
-def _refuse(field: str, value: object, remedy: str) -> None:
-    raise ConstraintError(f"{field}={value!r}: {remedy}")
+class Choices(msgspec.Struct, frozen=True, tag="choices", forbid_unknown_fields=True):
+    """The text is one of `choices`."""
+
+    choices: tuple[str, ...]
+
+
+class Grammar(msgspec.Struct, frozen=True, tag="grammar", forbid_unknown_fields=True, omit_defaults=True):
+    """The text is a sentence of a context-free grammar, in Lark's notation or in EBNF (`root ::= ...`)."""
+
+    text: str
+    syntax: Literal["lark", "ebnf"] = "lark"
+
+
+class Structure(msgspec.Struct, frozen=True, tag="structure", forbid_unknown_fields=True):
+    """Text with constrained parts; `spec` is the JSON text of a structural tag (XGrammar's format)."""
+
+    spec: str
+
+
+class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A function that the model may ask for. `parameters` is the JSON text of a schema of type object; a tool with an
+    `input` takes text that matches it instead, and has no arguments (OpenAI's custom tools)."""
+
+    name: str
+    description: str = ""
+    parameters: str = '{"type":"object","properties":{}}'
+    input: Regex | Grammar | None = None
+
+
+class Calls(msgspec.Struct, frozen=True, tag="calls", forbid_unknown_fields=True, omit_defaults=True):
+    """The text may call `tools`, in the notation that the model's template has for it, with arguments that are valid
+    under their schemas. `choice` is "auto" (text, calls or both), "required" (at least one call, no text before it) or
+    "none" (text alone); `only` names the one tool that must be called. `parallel`: more than one call may be made."""
+
+    tools: tuple[Tool, ...]
+    choice: Literal["auto", "none", "required"] = "auto"
+    only: str = ""
+    parallel: bool = True
+
+
+Constraint = Regex | JsonSchema | Choices | Grammar | Structure | Calls
+Jump = Literal["canonical", "exact", "off"]
+JUMPS: tuple[str, ...] = ("canonical", "exact", "off")
 
 
 class Ref(msgspec.Struct, frozen=True, tag="ref", omit_defaults=True):
@@ -124,11 +125,25 @@ class Role(Op, frozen=True, tag="role"):
     edge: Literal["begin", "end"]
 
 
+class Tools(Op, frozen=True, tag="tools"):
+    """From here on the model knows `tools`. Before the first message they are told as its chat template tells them (or
+    in a system message of our own wording, where it has no place for tools); later ones in a system message here."""
+
+    tools: tuple[Tool, ...]
+
+
 class Gen(Op, frozen=True, tag="gen"):
-    """Sample until a stop, append, and define `var`."""
+    """Sample until a stop, append, and define `var`.
+
+    `constraint` is what the text must be. `jump` says what becomes of text that it leaves no choice about:
+    "canonical" appends it without sampling, tokenised as the tokeniser does; "exact" gives the tokens that constrained
+    sampling would give, checking them many at a time; "off" samples every token.
+    """
 
     var: str
     sampling: Sampling = Sampling()
+    constraint: Constraint | None = None
+    jump: Jump = "canonical"
 
 
 class Select(Op, frozen=True, tag="select"):
@@ -149,8 +164,8 @@ class Score(Op, frozen=True, tag="score"):
     top: int = 0
 
     def __post_init__(self) -> None:
-        _bounds("start", self.start, 0, 1 << 31, "0 is the first token")
-        _bounds("top", self.top, 0, MAX_LOGPROBS, "0 gives the tokens' own logprobs alone")
+        bounded("start", self.start, 0, 1 << 31, "0 is the first token")
+        bounded("top", self.top, 0, MAX_LOGPROBS, "0 gives the tokens' own logprobs alone")
 
 
 class Fork(Op, frozen=True, tag="fork"):
@@ -182,7 +197,7 @@ class Close(Op, frozen=True, tag="close"):
     now: bool = False
 
 
-AnyOp = Text | Tokens | Role | Gen | Select | Score | Fork | Join | Put | Close
+AnyOp = Text | Tokens | Role | Tools | Gen | Select | Score | Fork | Join | Put | Close
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -205,9 +220,20 @@ class Logprob(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[int, str, float], ...] = ()
 
 
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call that the model made: the tool's name, and its arguments as JSON text; `custom`: the tool takes text, and
+    `arguments` is that text."""
+
+    name: str
+    arguments: str
+    custom: bool = False
+
+
 class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an operation went. Token counts are of the one call: `prompt_tokens` is the whole prefix that a client
-    without programs would have sent, `cached_tokens` those of it that this call did not compute."""
+    without programs would have sent, `cached_tokens` those of it that this call did not compute; `forced_tokens` those
+    of the completion that were known without a decode step of their own. Of a Gen with `Calls`, `content` is the text
+    beside the calls. The logprob of a token that was not sampled is nan."""
 
     finish_reason: FinishReason = "stop"
     matched: str | int | None = None
@@ -220,6 +246,8 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scores: tuple[float, ...] = ()
     choice_logprobs: tuple[tuple[float, ...], ...] = ()
     tokens: tuple[int, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
+    content: str | None = None
     first_step: int = -1
     last_step: int = -1
     queued_seconds: float = 0.0
@@ -253,13 +281,16 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
 
 
 class Token(msgspec.Struct, frozen=True, tag="token"):
-    """New text of a Gen: whole characters, each exactly once; never any that a stop string may still take back."""
+    """New text of a Gen: whole characters, each exactly once; never any that a stop string may still take back.
+    `tokens` are the ids, and `logprobs` (where asked for) the logprobs, of the tokens whose text is out to its end with
+    it."""
 
     op: str
     seq: str
     text: str
     var: str = ""
     logprobs: tuple[Logprob, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from ramet.frontend.errors import ConstraintError
-from ramet.frontend.ir import Sampling
+from ramet.frontend.ir import Jump, Sampling
 
 SAMPLING = (
     "max_tokens",
@@ -36,14 +36,21 @@ SAMPLING = (
     "top_logprobs_num",
     "return_text_in_logprobs",
 )
+_KNOWN = (*SAMPLING, "regex", "json_schema", "grammar", "choices", "json_whitespace", "jump")
 
 
 class GenOptions(TypedDict, total=False):
     """The keyword arguments of `State.gen` and `State.reply`.
 
     `logprobs` k: the sampled token's logprob and the k most likely alternatives (0: the sampled token's only; left
-    out: none). `timeout`: seconds that reading the value waits before it raises `ProgramTimeout`. The others as in
-    `Sampling`.
+    out: none). `timeout`: seconds that reading the value waits before it raises `ProgramTimeout`.
+
+    At most one of `regex` (the whole text, as `re.fullmatch` reads it), `json_schema` (a schema as a dict, a bool or
+    JSON text, or a type: a pydantic model, a dataclass, a TypedDict, ...), `grammar` (Lark's notation, or EBNF:
+    `root ::= ...`) and `choices`. `json_whitespace`: "fixed" (default) writes JSON in one line as `json.dumps` does,
+    "flexible" leaves line breaks and indent to the model. `jump`: what becomes of text that the constraint leaves no
+    choice about: "canonical" (default) appends it without sampling, tokenised as the tokeniser does; "exact" gives the
+    tokens that constrained sampling would give; "off" samples every token. The others as in `Sampling`.
     """
 
     name: str | None
@@ -53,7 +60,10 @@ class GenOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int] | None
     regex: str | None
     grammar: str | None
-    json_schema: str | Mapping[str, Any] | None
+    json_schema: str | bool | Mapping[str, Any] | type[Any] | None
+    choices: Sequence[str] | None
+    json_whitespace: Literal["fixed", "flexible"] | None
+    jump: Jump | None
     temperature: float | None
     top_p: float | None
     top_k: int | None
@@ -116,7 +126,7 @@ def _translate(name: str, value: Any, out: dict[str, Any], where: str) -> None:
     elif name in SAMPLING:
         out[name] = value
     else:
-        raise ConstraintError(f"{name}={value!r}: no such option; {hint(name, SAMPLING)}", where=where)
+        raise ConstraintError(f"{name}={value!r}: no such option; {hint(name, _KNOWN)}", where=where)
 
 
 def hint(name: str, known: Collection[str]) -> str:

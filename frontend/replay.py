@@ -33,10 +33,11 @@ from ramet.frontend.ir import (
     Select,
     Text,
     Tokens,
+    Tools,
     Usage,
 )
 
-Item = Text | Tokens | Role | Gen | Select | Score | Join
+Item = Text | Tokens | Role | Tools | Gen | Select | Score | Join
 
 
 @dataclass
@@ -154,7 +155,7 @@ class _Calls:
 
     def _constant(self, item: Item) -> Iterable[AnyOp]:
         """An item of a prefix with every value in it written out."""
-        if isinstance(item, Role | Tokens):
+        if isinstance(item, Role | Tokens | Tools):
             yield item
         elif isinstance(item, Score):
             return  # it appended nothing

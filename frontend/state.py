@@ -9,16 +9,19 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
+from ramet.frontend import toolturns
+from ramet.frontend.constraints import ARGUMENTS
 from ramet.frontend.core import Core
 from ramet.frontend.errors import ConstraintError, StateError, UnknownVariable
 from ramet.frontend.expressions import ROLES, Concat, GenExpr, Piece, RoleExpr, SelectExpr, check_piece
 from ramet.frontend.ir import SelectMethod
 from ramet.frontend.options import GenOptions, checked
 from ramet.frontend.roles import RoleScope, ScopeVariable
+from ramet.frontend.tools import ToolReply
 from ramet.frontend.transcript import chat_messages, full_text, meta_info, settle, settle_async
-from ramet.frontend.types import check_choices, check_method, refuse_constraint
+from ramet.frontend.types import check_choices, check_method
 from ramet.frontend.values import Value, call_value, constant
 from ramet.frontend.where import user_line
 
@@ -63,7 +66,7 @@ class State:
             _refuse_echo(core, piece, where)
             core.execution.add_text(core.seq, piece.as_entry(core.execution, core.seq), where)
         elif isinstance(piece, GenExpr):
-            core.gen(piece.name, piece.options, piece.n, None, piece.where or where)
+            core.gen(piece.name, piece.options, piece.n, None, piece.where or where, piece.want)
         elif isinstance(piece, SelectExpr):
             core.select(piece.name, piece.choices, piece.method, piece.where or where)
         elif isinstance(piece, RoleExpr):
@@ -82,21 +85,30 @@ class State:
     @overload
     def gen(self, type: object, **options: Unpack[GenOptions]) -> Value[Any]: ...
     def gen(self, type: Any = str, *, n: int | None = None, **options: Any) -> Value[Any]:
-        """Generate a value of `type` (str; `Literal`, `Enum` and bool through a choice) and append its text.
+        """Generate a value of `type` and append its text.
 
-        Options as in `GenOptions`. With `n` samples the value is a list and the text goes on with the first. Raises
-        `ConstraintError` at this line for an option or type that is not valid or not supported.
+        str is free text, unless `regex`, `json_schema`, `grammar` or `choices` (one of them, and no other `type`) say
+        what it must be; the value is that text. int and float are written as they are, and end at a space or newline.
+        `Literal`, `Enum`, bool and `choices` are chosen by likelihood as by `select`, or sampled when `temperature` is
+        above 0 here, or `n` above 1. All other types (dataclasses, `TypedDict`, pydantic models, lists, tuples, dicts,
+        unions, dates, ...) are written as JSON. Options as in `GenOptions`. With `n` samples the value is a list and
+        the text goes on with the first.
+
+        Raises `ConstraintError` at this line for an option, type or constraint that is not valid or not supported.
+        Reading the value raises `TruncatedError` when max_tokens ended it before it could be read, and `ParseError`
+        when the type's own checks refuse it. A number that max_tokens ends after a digit is taken as it is.
         """
         return self._gen(type, n, options, user_line())
 
     def _gen(self, type_: Any, n: int | None, options: Mapping[str, Any], where: str) -> Value[Any]:
         core, given = self._core, dict(options)
         name, timeout = given.pop("name", None), given.pop("timeout", None)
-        refuse_constraint(where, **{key: given.pop(key, None) for key in ("regex", "grammar", "json_schema")})
+        constraint = {key: given.pop(key, None) for key in ARGUMENTS}
         core.check(where)
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 128):
             raise ConstraintError(f"n={n!r}: must be an integer from 1 to 128", where=where)
-        return core.typed(type_, name, checked(given, where), n or 1, timeout, where)
+        want = core.wanted(type_, constraint, where)
+        return core.gen(name, checked(given, where), n or 1, timeout, where, want)
 
     def select(
         self,
@@ -111,25 +123,65 @@ class State:
         return self._core.select(name, check_choices(choices, where), check_method(method, where, "method"), where)
 
     @overload
+    def reply(
+        self,
+        *,
+        tools: Sequence[Any],
+        tool_choice: str | Callable[..., Any] = "auto",
+        parallel_tool_calls: bool = True,
+        prefix: Piece = "",
+        **options: Unpack[GenOptions],
+    ) -> Value[ToolReply]: ...
+    @overload
     def reply(self, type: type[T], *, prefix: Piece = "", **options: Unpack[GenOptions]) -> Value[T]: ...
     @overload
     def reply(self, *, prefix: Piece = "", **options: Unpack[GenOptions]) -> Value[str]: ...
     @overload
     def reply(self, type: object, *, prefix: Piece = "", **options: Unpack[GenOptions]) -> Value[Any]: ...
-    def reply(self, type: Any = str, *, prefix: Piece = "", tools: Sequence[Any] = (), **options: Any) -> Value[Any]:
-        """One whole assistant message: its begin, `prefix`, a generation of `type`, its end. Returns the generated
-        value."""
+    def reply(
+        self,
+        type: Any = str,
+        *,
+        prefix: Piece = "",
+        tools: Sequence[Any] = (),
+        tool_choice: str | Callable[..., Any] = "auto",
+        parallel_tool_calls: bool = True,
+        **options: Any,
+    ) -> Value[Any]:
+        """One whole assistant message: its begin, `prefix`, a generation of `type` as by `gen`, its end. Returns the
+        generated value.
+
+        With `tools` (functions; classes, schemas in OpenAI's shape) the model may call them, with arguments that are
+        always valid under their signatures: the value is a `ToolReply`. `tool_choice`: "auto" (text, calls or both),
+        "required" (at least one call), "none", or the function that must be called. Tools that the model does not know
+        yet are told in a message before this one, by `tools(...)` at the beginning where its chat template tells them.
+        """
         where = user_line()
-        if tools:
-            raise ConstraintError(
-                "tools=...: tool calls are not built into this version; describe the tools in the system message, let "
-                "the model choose with select, and run them with call()",
-                where=where,
-            )
         check_piece(prefix)
-        with RoleScope(self._core, "assistant", where):
-            self._append(prefix, where)
-            return self._gen(type, None, options, where)
+        if tools == ():
+            if tool_choice != "auto":
+                raise ConstraintError(f"tool_choice={tool_choice!r}: there are no tools; give tools=[...]", where=where)
+            with RoleScope(self._core, "assistant", where):
+                self._append(prefix, where)
+                return self._gen(type, None, options, where)
+        if type is not str:
+            raise ConstraintError(
+                "tools=...: a reply that may call tools has no type; leave one of them out", where=where
+            )
+        choice, begun = (tool_choice, parallel_tool_calls), lambda: self._append(prefix, where)
+        return toolturns.reply_with_tools(self._core, tools, choice, options, begun, where)
+
+    def tools(self, tools: Sequence[Any]) -> None:
+        """Tell the model of tools: before the first message where its chat template has a place for them, later in a
+        message of their own. The same kinds as in `reply`."""
+        toolturns.tell(self._core, tools, user_line())
+
+    def run_tools(self, reply: ToolReply, *, errors: Literal["tell", "raise"] = "tell") -> list[Value[str]]:
+        """Run the calls of a reply, side by side, and append a tool message with the result of each. Returns these
+        texts, unread. With `errors` "tell" the model is told what a function raised; with "raise" reading anything
+        after it raises `ToolError`."""
+        where = user_line()
+        return toolturns.run_tools(self._core, reply, errors, lambda result: self._append(result, where), where)
 
     def role(self, role: str, content: Piece | None = None) -> RoleScope | None:
         """A message of `role`: with its content, or `with s.role("user"): ...` around what makes it up."""

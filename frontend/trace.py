@@ -11,7 +11,7 @@ from typing import Any
 
 from ramet.frontend.entries import Entry, Seq
 from ramet.frontend.execution import Execution
-from ramet.frontend.ir import Fork, Join, Role, Select
+from ramet.frontend.ir import Fork, Join, Role, Select, Tools
 
 SHOWN = 60  # characters of a text in the tree
 
@@ -129,6 +129,8 @@ def label(entry: Entry) -> str:
     op = entry.op
     if isinstance(op, Role):
         return f"{op.role} {op.edge}"
+    if isinstance(op, Tools):
+        return f"tools {', '.join(tool.name for tool in op.tools)}"
     if isinstance(op, Fork):
         return f"fork into {len(op.into)}"
     if isinstance(op, Join):

@@ -1,47 +1,68 @@
-"""Python types as constraints: which texts a value of the type has, and how a text becomes the value.
+"""Python types as texts: which texts a value of the type has, and how a text becomes the value.
 
-In: the type of `gen(type)`. Out: a finite set of choices with their values (`Literal`, `Enum`, `bool`), or nothing
-for `str`. All other types need constrained decoding, which this version does not have: `ConstraintError`.
+In: the type of `gen(type)`. Out: a finite set of texts with their values (`Literal`, `Enum`, `bool`); numbers; or JSON,
+with a schema and a reader; nothing for `str`. `ConstraintError` for what is no such type.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from ramet.frontend.errors import ConstraintError
 from ramet.frontend.ir import SELECT_METHODS, SelectMethod
+from ramet.frontend.scalars import Read, Written
+from ramet.frontend.shapes import NeedsPydantic, Unsupported, shape_of, shown
 
-MISSING = "constrained decoding is not built into this version; ask for str and parse it, or use select"
+_MOST_DIGITS = 19
 
 
-def refuse_constraint(where: str, **constraints: Any) -> None:
-    """Raise `ConstraintError` if any of the constraints is given."""
-    for name, value in constraints.items():
-        if value is not None:
-            shown = value if isinstance(value, str) else repr(value)
-            raise ConstraintError(f"{name}={shown}: {MISSING}", where=where)
+@dataclass(frozen=True)
+class JsonType:
+    """A type whose values are written as JSON. `schema` is a JSON schema (Draft 2020-12); `read` makes a value of a
+    text, and raises `ValueError`, which says where in the text what was expected."""
+
+    schema: dict[str, Any]
+    read: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A type of numbers that are written as they are: `pattern` is the regular expression of its texts, after which
+    one space or newline (`ends`) may follow, at which the generation stops: what a model writes after a number."""
+
+    pattern: str
+    read: Callable[[str], Any]
+    ends: tuple[str, ...] = (" ", "\n")
+
+
+NUMBERS: dict[Any, Number] = {
+    int: Number(rf"-?(?:0|[1-9][0-9]{{0,{_MOST_DIGITS - 1}}})[ \n]?", int),
+    float: Number(
+        rf"-?(?:0|[1-9][0-9]{{0,{_MOST_DIGITS - 1}}})(?:\.[0-9]{{1,{_MOST_DIGITS}}})?(?:[eE][-+]?[0-9]{{1,2}})?[ \n]?",
+        float,
+    ),
+}
 
 
 def finite(type_: Any, where: str) -> dict[str, Any] | None:
-    """Text → value of a type of finitely many values; None for `str`. Raises `ConstraintError` for every other type."""
-    if type_ is str:
-        return None
+    """Text → value of a type of finitely many values; None for every other type."""
     if type_ is bool:
         return {"True": True, "False": False}
     if get_origin(type_) is Literal:
-        return _distinct([(str(value), value) for value in get_args(type_)], type_, where)
+        return _distinct([(_text(value), value) for value in get_args(type_)], type_, where)
     if isinstance(type_, type) and issubclass(type_, enum.Enum):
-        return _distinct([(_enum_text(member), member) for member in type_], type_, where)
-    if isinstance(type_, str):
-        raise ConstraintError(f"gen({type_!r}): the first argument is a type; write gen(name={type_!r})", where=where)
-    shown = type_.__name__ if isinstance(type_, type) and not get_args(type_) else repr(type_)
-    raise ConstraintError(f"type={shown}: {MISSING}", where=where)
+        return _distinct([(_text(member), member) for member in type_], type_, where)
+    return None
 
 
-def _enum_text(member: enum.Enum) -> str:
-    return str(member.value) if isinstance(member.value, str | int) else member.name
+def _text(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        return str(value.value) if isinstance(value.value, str | int) else value.name
+    return str(value)
 
 
 def _distinct(pairs: Sequence[tuple[str, Any]], type_: Any, where: str) -> dict[str, Any]:
@@ -52,9 +73,45 @@ def _distinct(pairs: Sequence[tuple[str, Any]], type_: Any, where: str) -> dict[
     return table
 
 
-def converter(table: Mapping[str, Any]) -> Callable[[str], Any]:
-    """From the chosen text to the value that it stands for."""
-    return lambda text: table[text]
+def json_type(type_: Any, where: str) -> JsonType:
+    """The schema and the reader of a type. Raises `ConstraintError` for types without JSON, and for what is no type."""
+    if isinstance(type_, str):
+        raise ConstraintError(f"gen({type_!r}): the first argument is a type; write gen(name={type_!r})", where=where)
+    try:
+        shape = shape_of(type_)
+    except NeedsPydantic:
+        return _of_pydantic(type_, where)
+    except Unsupported as error:
+        raise ConstraintError(f"type={shown(type_)}: {error}", where=where) from None
+    except RecursionError:  # a recursive alias, or a type that is nested beyond all measure
+        remedy = "it contains itself other than through a class; make it a dataclass"
+        raise ConstraintError(f"type={shown(type_)}: {remedy}", where=where) from None
+    return JsonType(shape.schema, _reader(shape.read))
+
+
+def _of_pydantic(type_: Any, where: str) -> JsonType:
+    from ramet.frontend.pydantic_types import schema_and_reader
+
+    try:
+        return JsonType(*schema_and_reader(type_))
+    except Unsupported as error:
+        raise ConstraintError(f"type={shown(type_)}: {error}", where=where) from None
+
+
+def _reader(read: Read) -> Callable[[str], Any]:
+    def whole(text: str) -> Any:
+        try:
+            value = json.loads(text, parse_float=Written.read)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        return read(value, "")
+
+    return whole
+
+
+def schema_of(type_: Any, where: str) -> dict[str, Any]:
+    """The JSON schema of a type's values. Raises `ConstraintError`."""
+    return json_type(type_, where).schema
 
 
 def check_choices(choices: Sequence[str] | None, where: str) -> tuple[str, ...]:

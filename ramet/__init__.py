@@ -52,6 +52,7 @@ from ramet.frontend.ir import Ended, Event, Failed, Finished, Forked, Joined, St
 from ramet.frontend.program import Program, function
 from ramet.frontend.run import Run
 from ramet.frontend.state import State
+from ramet.frontend.tools import Call, ToolReply
 from ramet.frontend.values import Value, agather, gather
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ __all__ = [
     "Batch",
     "Branches",
     "BudgetExceeded",
+    "Call",
     "ConstraintError",
     "ContextOverflow",
     "Ended",
@@ -93,6 +95,7 @@ __all__ = [
     "StateError",
     "Token",
     "ToolError",
+    "ToolReply",
     "TransportError",
     "TruncatedError",
     "UnknownVariable",

@@ -6,13 +6,16 @@ that names the argument.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from ramet.frontend.errors import ConstraintError, ContextOverflow
-from ramet.frontend.ir import SelectMethod
+from ramet.frontend.errors import ConstraintError, ContextOverflow, EngineError
+from ramet.frontend.ir import Constraint, Gen, SelectMethod
+from ramet.runtime.grammar.base import Compiled
 from ramet.runtime.text import Tokenizer
 
 Ids = tuple[int, ...]
+Compile = Callable[[Constraint], Compiled]
+UNCONSTRAINED = Compiled(program="")
 
 
 def check_ids(name: str, ids: Iterable[int], tokenizer: Tokenizer) -> None:
@@ -51,3 +54,20 @@ def bare_context(method: SelectMethod, tokenizer: Tokenizer) -> Ids:
             "use token_length_normalized"
         )
     return context
+
+
+def compiled(op: Gen, constraint: Constraint | None, compile: Compile) -> Compiled:
+    """What the engine builds the automaton of `constraint` from. Raises `ConstraintError` for one that is not valid, or
+    whose texts are all longer than the op may be."""
+    if constraint is None:
+        return UNCONSTRAINED
+    try:
+        found = compile(constraint)
+    except EngineError as error:
+        raise ConstraintError(f"the constraint could not be compiled: {error}") from None
+    most = op.sampling.max_tokens
+    if most is not None and found.shortest > most:
+        raise ConstraintError(
+            f"max_tokens={most}: the shortest text that the constraint allows has {found.shortest} tokens; raise it"
+        )
+    return found

@@ -24,7 +24,8 @@ class Draws:
     """The R tokens to sample in this step; index r runs over all fields.
 
     `rows[r]` is the index into the batch's tokens whose logits are used (several draws may share one: the children of a
-    fork); `into[r]` the row of the token table that receives the token; `positions[r]` the position that the token will
+    fork); `into[r]` the row of the token table that receives the token (where several draws have the same row it
+    receives any of them, and no later batch is fed it); `positions[r]` the position that the token will
     have, which with `seeds[r]` fixes its noise. `logprobs[r]` is -1 (none), 0 (the token's own) or k (and the k best).
     `bias` holds sparse additions (r, token ids, values; -inf forbids), min_tokens' ban of stop tokens included.
     """

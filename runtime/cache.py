@@ -14,7 +14,7 @@ import numpy as np
 
 from ramet.runtime.batch import I32
 from ramet.runtime.radix import Node, RadixTree
-from ramet.runtime.sequence import NO_SLOTS, Choosing, Sequence
+from ramet.runtime.sequence import NO_SLOTS, Choosing, Generating, Sequence
 from ramet.runtime.slots import Rows, Slots
 
 
@@ -117,8 +117,7 @@ class Cache:
 
     def discard(self, seq: Sequence) -> None:
         """Give up everything and trust none of it: private slots are freed, nothing enters the tree."""
-        if isinstance(seq.task, Choosing):
-            self.drop_trie(seq.task)
+        self.drop(seq)
         if seq.row is not None:
             self._free(self.rows.table[seq.row, seq.depth : seq.computed])
             self.rows.release(seq.row)
@@ -178,11 +177,21 @@ class Cache:
         self._free(task.extra)
         task.slots = task.extra = NO_SLOTS
 
-    def drop_trie(self, task: Choosing) -> None:
-        """Free the slots of a token trie that nobody needs any more."""
-        self._free(task.slots)
-        self._free(task.extra)
-        task.slots = task.extra = NO_SLOTS
+    def keep_guess(self, seq: Sequence, task: Generating) -> None:
+        """The first guessed token was right: its slot becomes the sequence's next one."""
+        self.extend(seq, task.lent[:1])
+        task.lent = task.lent[1:]
+
+    def drop(self, seq: Sequence) -> None:
+        """Free the slots of a token trie, or of guessed tokens, that nobody needs any more."""
+        task = seq.task
+        if isinstance(task, Choosing):
+            self._free(task.slots)
+            self._free(task.extra)
+            task.slots = task.extra = NO_SLOTS
+        elif isinstance(task, Generating):
+            self._free(task.lent)
+            task.lent = NO_SLOTS
 
     def flush(self) -> int:
         """Evict everything that is not locked; the number of tokens evicted."""
@@ -239,6 +248,8 @@ class Cache:
                 private.append(row[seq.depth :])
             if isinstance(seq.task, Choosing):
                 private += [seq.task.slots, seq.task.extra]
+            elif isinstance(seq.task, Generating):
+                private.append(seq.task.lent)
             node = seq.node
             while node is not None:
                 refs[id(node)] = refs.get(id(node), 0) + 1

@@ -61,7 +61,7 @@ def begin(
     room = bounds.longest - known
     if room <= 0:
         raise Refused("context", bounds.too_long(f"{known} tokens of prompt and a new one"))
-    limit = min(op.sampling.max_tokens or room, room)
+    limit = min(op.sampling.max_tokens or room, room, op.longest or room)  # a token has one byte at least
     return Generating(op, known, limit, eos=eos, tokenizer=tokenizer, now=now)
 
 

@@ -17,6 +17,7 @@ from typing import Protocol
 from ramet.frontend import errors, ir
 from ramet.runtime import messages as m
 from ramet.runtime.config import Config
+from ramet.runtime.grammar.compiler import Compiler
 from ramet.runtime.lower import Lowering
 from ramet.runtime.ports import Call, Link, ProcessLink, ThreadLink
 from ramet.runtime.template import ChatTemplate
@@ -48,7 +49,7 @@ class ClientSession:
         self._lock = threading.Lock()
         self._lowering = client.lowering(header.seed)
         self._lowered: list[m.AnyOp] = []
-        self.translator = Translator(self.id, client.tokenizer, deliver)
+        self.translator = Translator(self.id, client.tokenizer, deliver, client.template.tool_format)
 
     def prepare(self, ops: Sequence[ir.AnyOp]) -> None:
         """Tokenise now and hand over with the next `send` or `end`; raises what `Lowering.lower` raises."""
@@ -128,6 +129,7 @@ class EngineClient:
     def __init__(self, config: Config, tokenizer: Tokenizer, template: ChatTemplate, *, in_process: bool) -> None:
         self.tokenizer = tokenizer
         self.template = template
+        self.compiler = Compiler(tokenizer, eos=tokenizer.eos)
         self.ready: m.Ready
         self.observer: Observer | None = None
         self._config = config
@@ -285,9 +287,15 @@ class EngineClient:
 
     def lowering(self, seed: int, *, context: int | None = None) -> Lowering:
         """A new program's lowering; with `context` one that only counts, by another limit than the engine's."""
-        most = 16 * self.ready.context
         tokens = self.ready.context if context is None else context
-        return Lowering(self.tokenizer, self.template, context=tokens, seed=seed, max_chars=most)
+        return Lowering(
+            self.tokenizer,
+            self.template,
+            context=tokens,
+            seed=seed,
+            max_chars=16 * self.ready.context,
+            compile=self.compiler.compile,
+        )
 
     def send(self, order: m.Order) -> None:
         """Hand an order to the engine, if there still is one: a lost engine is told through events."""
@@ -353,6 +361,7 @@ class EngineClient:
         with self._lock:
             self._closed = True
             birth = self._birth
+        self.compiler.close()
         if birth is not None:
             birth.drop()
 

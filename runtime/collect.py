@@ -15,6 +15,8 @@ from ramet.runtime import messages as m
 from ramet.runtime.batch import F32, Samples
 from ramet.runtime.choices import decide
 from ramet.runtime.draft import Notes, Span, Trial
+from ramet.runtime.grammar.base import Automaton
+from ramet.runtime.jump import Run, run
 from ramet.runtime.programs import Program, Programs
 from ramet.runtime.scheduler import Scheduler
 from ramet.runtime.sequence import Generating, Sequence, Task
@@ -37,16 +39,18 @@ class Collector:
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._clock = clock
+        programs.foresee = self.foresee
 
     def collect(self, notes: Notes, samples: Samples, step: int) -> None:
         """Results of a flight: tokens become sequences' tokens, ended ops give way to the next ones. What arrives
         for an op that ended before is dropped."""
         touched: dict[Program, None] = {}
+        ahead = dict(notes.constrained)
         drawn = zip(notes.drawn, notes.turns, notes.tasks, samples.tokens.tolist(), strict=True)
         for r, (seq, turn, task, token) in enumerate(drawn):
             if turn == seq.turn:
                 try:
-                    over = self._sampled(seq, task, token, r, samples, step)
+                    over = self._sampled(seq, task, token, r, samples, step, ahead.get(r, 0))
                 except Exception as error:  # noqa: BLE001 (the request boundary)
                     over = self._refused(seq, task, error)
                 if over:
@@ -69,12 +73,15 @@ class Collector:
         self._programs.fail(seq, task.op.op, "generation", f"{type(error).__name__}: {error}")
         return True
 
-    def _sampled(self, seq: Sequence, task: Generating, token: int, r: int, samples: Samples, step: int) -> bool:
-        """The op's next token; True when that was its end."""
-        seq.flying -= 1
+    def _sampled(
+        self, seq: Sequence, task: Generating, token: int, r: int, samples: Samples, step: int, ahead: int
+    ) -> bool:
+        """The op's next token, drawn behind `ahead` guessed ones, which were right; True when that was its end."""
+        if not ahead:
+            seq.flying -= 1
         if token < 0:
-            message = "no token can be sampled: all are forbidden, or the logits are not finite"
-            self._programs.fail(seq, task.op.op, "generation", message)
+            why = task.trouble or "all are forbidden, or the logits are not finite"
+            self._programs.fail(seq, task.op.op, "generation", f"no token can be sampled: {why}")
             return True
         seq.push(token)
         task.made += 1
@@ -84,11 +91,14 @@ class Collector:
             self._done(seq, task, "stop", token, task.sent, [], step)
             return True
         task.sent += 1
-        if task.plain:
+        if task.automaton is not None:
+            if self._constrained(seq, task, task.automaton, token, r, samples, step, ahead):
+                return True
+        elif task.plain:
             self._programs.news.append(m.Sampled(seq.program.id, task.op.op, (token,)))
         else:
             self._tell(seq, task, token, r, samples)
-            if self._stopped(seq, task, token, step):
+            if self._stopped(seq, task, [token], step):
                 return True
         if task.made >= task.limit:
             self._done(seq, task, "length", None, task.sent, [], step)
@@ -97,11 +107,96 @@ class Collector:
             self._scheduler.wake(seq)
         return False
 
-    def _stopped(self, seq: Sequence, task: Generating, token: int, step: int) -> bool:
-        """True when the token completed a stop string: the op has ended before it."""
+    def _constrained(
+        self,
+        seq: Sequence,
+        task: Generating,
+        automaton: Automaton,
+        token: int,
+        r: int,
+        samples: Samples,
+        step: int,
+        ahead: int,
+    ) -> bool:
+        """Follow the grammar over a token that was sampled, and over what it makes certain; True at the op's end."""
+        automaton.advance((token,))
+        if ahead < len(task.guess) and token == task.guess[ahead]:
+            self._scheduler.cache.keep_guess(seq, task)
+            task.forced += 1
+            seq.program.forced += 1
+            self._tell(seq, task, token, r, samples)
+            if self._stopped(seq, task, [token], step):
+                return True
+            if automaton.complete:
+                self._done(seq, task, "stop", None, task.sent, [], step)
+            return seq.task is not task
+        if ahead < len(task.guess):
+            seq.turn += 1  # what was drawn behind the other guesses is void
+        self._scheduler.cache.drop(seq)
+        task.guess = []
+        known = self._following(seq, task, fresh=True)
+        if known.instead:
+            seq.known -= 1
+            task.made, task.sent, task.forced = task.made - 1, task.sent - 1, task.forced - 1
+            seq.program.generated -= 1
+            seq.program.forced -= 1
+        else:
+            self._tell(seq, task, token, r, samples)
+            if self._stopped(seq, task, [token], step):
+                return True
+        return self._force(seq, task, known, step)
+
+    def _following(self, seq: Sequence, task: Generating, *, fresh: bool) -> Run:
+        """What is known to follow the value by the grammar alone."""
+        if self._tokenizer is None:
+            return Run()
+        return run(task, seq.tokens(task.start, task.start + task.sent).tolist(), self._tokenizer, fresh=fresh)
+
+    def _force(self, seq: Sequence, task: Generating, known: Run, step: int) -> bool:
+        """Append what is known to follow, and keep the guess; True at the op's end."""
+        tokens = known.tokens[: task.limit - task.made]
+        end = next((i for i, token in enumerate(tokens) if token in task.ends), len(tokens))
+        matched = tokens[end] if end < len(tokens) else None
+        tokens = tokens[:end]
+        if tokens:
+            seq.append(np.array(tokens, np.int32))
+            task.made, task.sent, task.forced = (count + end for count in (task.made, task.sent, task.forced))
+            seq.program.generated += end
+            seq.program.forced += end
+            self._tell_forced(seq, task, tokens)
+            if self._stopped(seq, task, tokens, step):
+                return True
+        task.guess = known.guess
+        assert task.automaton is not None, "only a grammar forces"
+        if matched is not None or (end == len(known.tokens) and task.automaton.complete):
+            self._done(seq, task, "stop", matched, task.sent, [], step)
+            return True
+        if task.made >= task.limit:
+            self._done(seq, task, "length", None, task.sent, [], step)
+            return True
+        return False
+
+    def foresee(self, seq: Sequence, task: Generating) -> None:
+        """A constrained op begins: append what its grammar begins with, and end it if that is all."""
+        news, now = self._programs.news, len(self._programs.news)
+        task.began = self._clock()
+        if self._force(seq, task, self._following(seq, task, fresh=False), -1):
+            news.insert(now, m.Began(seq.program.id, task.op.op, task.prompt, task.cached))
+        else:  # the client hears of it when the prompt is computed
+            task.began = -1.0
+            task.held, news[now:] = news[now:], []
+
+    def _tell_forced(self, seq: Sequence, task: Generating, tokens: list[int]) -> None:
+        wanted, count = task.op.sampling.logprobs, len(tokens)
+        logprobs = (math.nan,) * count if wanted >= 0 else ()
+        told = m.Sampled(seq.program.id, task.op.op, tuple(tokens), logprobs, ((),) * count if wanted > 0 else ())
+        self._programs.news.append(told)
+
+    def _stopped(self, seq: Sequence, task: Generating, tokens: list[int], step: int) -> bool:
+        """True when the tokens completed a stop string: the op has ended before it."""
         if task.stops is None or task.detokenizer is None:
             return False
-        matched = task.stops.push(task.detokenizer.push([token]))[1]
+        matched = task.stops.push(task.detokenizer.push(tokens))[1]
         if matched is None:
             return False
         assert self._tokenizer is not None, "stop strings need a tokenizer"
@@ -132,6 +227,7 @@ class Collector:
         """A Generate ended: its value is its first `keep` tokens and `tail`; the rest of what was sampled stays
         cached only."""
         have, end = seq.known, task.start + keep
+        self._scheduler.cache.drop(seq)
         if task.op.sampling.max_tokens is None:
             self._scheduler.lengths.add(task.made)
         seq.turn += 1
@@ -141,7 +237,7 @@ class Collector:
         seq.append(np.array(tail, np.int32))
         cost = self._cost(seq, task, step)
         self._programs.news.append(
-            m.Done(seq.program.id, task.op.op, reason, keep, tuple(tail), matched, task.prompt, *cost)
+            m.Done(seq.program.id, task.op.op, reason, keep, tuple(tail), matched, task.prompt, *cost, task.forced)
         )
         self._programs.finish(seq, seq.tokens(task.start, seq.known).copy())
 

@@ -17,7 +17,10 @@ def is_steady(seq: Sequence, held: list[Generating | None]) -> bool:
     """True when the sequence's next token is all that is missing, nobody else could be computing it, and its row
     (`held`: `Parameters.tasks`) holds its op's parameters. One that starts at the tree's edge has to look there."""
     row = seq.row
-    if row is None or held[row] is not seq.task or seq.known + seq.flying - seq.computed != 1:
+    if row is None or seq.known + seq.flying - seq.computed != 1:
+        return False
+    task = held[row]
+    if task is None or task is not seq.task or task.guess:
         return False
     return bool(seq.flying) or seq.computed != seq.depth
 

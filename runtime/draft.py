@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ramet.runtime.batch import I32, I64, Batch, Masks, Targets
+from ramet.runtime.batch import I32, I64, U32, Batch, Masks, Targets
 from ramet.runtime.choices import Trie
+from ramet.runtime.jump import allow
 from ramet.runtime.parameters import Bias, Parameters
 from ramet.runtime.radix import Node
 from ramet.runtime.sequence import Choosing, Generating, Scoring, Sequence
@@ -21,7 +22,7 @@ _NO_MASKS = Masks()
 _GRAIN = 1 << 14  # entries
 
 
-SCORED = 256  # tokens that Scores score in one step: each costs a row of logits, 0.5 MB with 128k tokens
+SCORED = 256  # tokens that Scores score and guesses check in one step: a row of logits each, 0.5 MB with 128k tokens
 
 
 @dataclass(slots=True)
@@ -52,27 +53,43 @@ class Span:
 @dataclass(slots=True)
 class Notes:
     """Whose results a flight carries (`Batch.owner`). Draw r is for `drawn[r]`, in its turn `turns[r]`, by `tasks[r]`;
-    `penalised` lists the draws that look at their history, `begun` the sequences whose call has its prompt computed
-    now."""
+    `penalised` lists the draws that look at their history, `constrained` those that a grammar holds to something:
+    (r, how many guessed tokens stand before it). `begun` are the sequences whose call has its prompt computed now.
+    `eager`: what this flight brings may change what is to be computed next, so it is to be read before the next plan.
+    """
 
     drawn: list[Sequence] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
     tasks: list[Generating] = field(default_factory=list)
     penalised: list[int] = field(default_factory=list)
+    constrained: list[tuple[int, int]] = field(default_factory=list)
+    eager: bool = False
     trials: list[Trial] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     begun: list[Sequence] = field(default_factory=list)
     members: list[Sequence] = field(default_factory=list)
 
-    def masks(self, positions: I64) -> Masks:
-        """What sampling needs and only the collected previous step could tell: the histories that penalties look at.
-        `positions` are those of the draws."""
+    def masks(self, positions: I64, vocab: int = 0, eos: tuple[int, ...] = ()) -> Masks:
+        """What sampling needs and only the collected previous step could tell: the histories that penalties look at,
+        and what grammars allow. `positions` are those of the draws; `vocab` counts the logits."""
         history = []
         for r in self.penalised:
             seq, position = self.drawn[r], int(positions[r])
             if self.turns[r] == seq.turn:
                 history.append((r, seq.buffer[:position].copy(), position - self.tasks[r].start))
-        return Masks(history=tuple(history)) if history else _NO_MASKS
+        allowed = self._allowed(vocab, eos) if self.constrained else ()
+        return Masks(history=tuple(history), allowed=allowed) if history or allowed else _NO_MASKS
+
+    def _allowed(self, vocab: int, eos: tuple[int, ...]) -> tuple[tuple[int, U32], ...]:
+        """The bitmask of each constrained draw, `[ceil(vocab/32)] uint32`."""
+        rows = np.zeros((len(self.constrained), -(-vocab // 32)), np.uint32)
+        live = []
+        for i, (r, ahead) in enumerate(self.constrained):
+            task = self.tasks[r]
+            if self.turns[r] == self.drawn[r].turn and task.automaton is not None:
+                allow(task, ahead, rows[i], eos)
+                live.append((r, rows[i]))
+        return tuple(live)
 
 
 class Column:
@@ -107,8 +124,8 @@ class Column:
 
 
 class Draft:
-    """The step being planned. `left` is what remains of its token budget, `scorable` of the tokens that Scores may
-    score.
+    """The step being planned. `left` is what remains of its token budget, `scorable` of the rows of logits that Scores
+    and guesses may ask for beyond one for each sequence.
 
     Slot lists that are handed over may be views of the row table: the rows of a batch's members do not change before
     it is launched.
@@ -179,14 +196,15 @@ class Draft:
         self._feed.extend(indices)
         self._feed_rows.extend(rows)
 
-    def draw(self, seq: Sequence, task: Generating, index: int) -> None:
-        """Sample the sequence's next token from the logits of token `index`."""
+    def draw(self, seq: Sequence, task: Generating, index: int, ahead: int = 0) -> None:
+        """Sample the sequence's next token, or the one behind `ahead` guessed ones, from the logits of token
+        `index`."""
         assert seq.row is not None, "only a seated sequence draws"
         self._parameters.hold(seq.row, task)
         self._rows.add(index)
         self._into.add(seq.row)
-        self._drawn_at.add(seq.length)
-        self._note([seq], [task])
+        self._drawn_at.add(seq.length + ahead)
+        self._note([seq], [task], ahead)
 
     def draw_all(self, seqs: list[Sequence], tasks: list[Generating], rows: I32, into: I32, positions: I32) -> None:
         """The same for many whose parameters their rows hold: `rows`, `into`, `positions` `[n] int32` as in
@@ -196,7 +214,7 @@ class Draft:
         self._drawn_at.extend(positions)
         self._note(seqs, tasks)
 
-    def _note(self, seqs: list[Sequence], tasks: list[Generating]) -> None:
+    def _note(self, seqs: list[Sequence], tasks: list[Generating], ahead: int = 0) -> None:
         notes = self.notes
         first = len(notes.drawn)
         notes.drawn += seqs
@@ -204,9 +222,12 @@ class Draft:
         notes.tasks += tasks
         for r, task in enumerate(tasks, first):
             if task.edits:
-                self._edit(r, notes.drawn[r], task)
+                self._edit(r, notes.drawn[r], task, ahead)
+            if task.automaton is not None:
+                notes.constrained.append((r, ahead))
+                notes.eager = notes.eager or task.op.jump != "off"
 
-    def _edit(self, r: int, seq: Sequence, task: Generating) -> None:
+    def _edit(self, r: int, seq: Sequence, task: Generating, ahead: int) -> None:
         """What a draw asks for beyond its row's parameters: penalties, bias, and stops that it may not sample yet."""
         s = task.op.sampling
         if s.frequency_penalty or s.presence_penalty or s.repetition_penalty != 1.0:
@@ -214,7 +235,7 @@ class Draft:
         if s.logit_bias:
             values = np.fromiter(s.logit_bias.values(), np.float32)
             self._bias.append((r, np.fromiter(s.logit_bias, np.int32), values))
-        if len(task.banned) and task.made + seq.flying < s.min_tokens:
+        if len(task.banned) and task.made + seq.flying + ahead < s.min_tokens:
             self._bias.append((r, task.banned, np.full(len(task.banned), -np.inf, np.float32)))
 
     def targets(self, rows: list[int], tokens: list[int], top: int = 0) -> int:

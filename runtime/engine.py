@@ -18,6 +18,7 @@ from ramet.runtime.cache import Cache
 from ramet.runtime.collect import Collector
 from ramet.runtime.config import Limits
 from ramet.runtime.draft import Notes
+from ramet.runtime.grammar.base import Grammars
 from ramet.runtime.programs import Programs
 from ramet.runtime.scheduler import Scheduler
 from ramet.runtime.text import Tokenizer
@@ -46,13 +47,16 @@ class EngineCore:
         tokenizer: Tokenizer | None = None,
         model: str = "",
         clock: Callable[[], float] = time.monotonic,
+        grammars: Grammars | None = None,
     ) -> None:
         limits = (limits or Limits()).on("cpu")  # what is chosen stays as it is
         self.runner = runner
         self.port = port
         self.cache = Cache(runner.capacity, runner.rows, runner.context)
-        self.scheduler = Scheduler(self.cache, limits, eos, clock)
-        self.programs = Programs(self.scheduler, context=runner.context, tokenizer=tokenizer, clock=clock)
+        self.scheduler = Scheduler(self.cache, limits, eos, clock, vocab=runner.vocab)
+        self.programs = Programs(
+            self.scheduler, context=runner.context, tokenizer=tokenizer, clock=clock, grammars=grammars
+        )
         self.collector = Collector(self.programs, self.scheduler, tokenizer=tokenizer, clock=clock)
         self.stopping = False
         self._overlap = limits.overlap
@@ -69,15 +73,17 @@ class EngineCore:
             self.step()
 
     def step(self) -> None:
-        """Take orders, launch the next batch, collect the last one, sample, tell."""
+        """Take orders, launch the next batch, collect the last one, sample, tell. A last one whose results may make
+        tokens known (`Notes.eager`) is collected first, so that these join the very next batch."""
         stats = self._receive()
         began = self._clock()
+        done = self._collect() if self._last is not None and self._last.batch.owner.eager else (0, 0)
         batch = self.scheduler.plan()
         if batch is not None:
             self.programs.announce(batch.owner.begun)
         flight = self._forward(batch) if batch is not None else None
         self._idle = batch is None and self._last is None
-        done = self._collect()
+        done = self._collect() if self._last is not None else done
         if flight is not None:
             flight = self._sample(flight)
         if not self._overlap:

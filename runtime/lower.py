@@ -7,52 +7,24 @@ operations does not show in its tokens; role edges come from the chat template. 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence as Items
 from copy import copy
-from dataclasses import dataclass, field
+from typing import Literal
 
 from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError, ContextOverflow, ProgramError, StateError
 from ramet.runtime import messages as m
-from ramet.runtime.arguments import bare_context, check_ids, encoded_choices
+from ramet.runtime.arguments import Compile, bare_context, check_ids, compiled, encoded_choices
+from ramet.runtime.grammar.base import Compiled
+from ramet.runtime.lowered import Call, Sequence
 from ramet.runtime.template import ChatTemplate
 from ramet.runtime.text import Tokenizer, check_text
+from ramet.runtime.tools import check_tools
 
 _EARLY = 256  # characters of pending text from which on its stable part is sent ahead
+_EDGES: tuple[Literal["begin"], Literal["end"]] = ("begin", "end")
 _UNKNOWN = -1  # tokens of a value that the engine will know
 _TAIL = 512  # the longest text before a fork that children encode again to see whether the cut is a token boundary
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """One sequence as far as text knows it. `pending` is constant text that is not tokenised yet, `tail` the end of the
-    segment that a fork cut off, `tokens` a lower bound of its length: what the engine alone knows (generated values,
-    joined text) counts nothing, but makes it `grown`."""
-
-    path: str
-    pending: str = ""
-    pending_op: str = ""
-    tail: str = ""
-    history: tuple[str, ...] = ()
-    role: str = ""
-    began: tuple[tuple[str, ...], str] = ((), "")  # history and open role at its fork
-    tokens: int = 0
-    grown: bool = False
-    started: bool = False
-    bos: bool = False
-    closed: bool = False
-    joined: bool = False
-
-
-@dataclass(slots=True)
-class _Call:
-    """The changes of one `lower` call, kept apart until all of it is valid."""
-
-    sequences: dict[str, _Sequence] = field(default_factory=dict)
-    ops: set[str] = field(default_factory=set)
-    values: dict[str, int] = field(default_factory=dict)
-    out: list[m.AnyOp] = field(default_factory=list)
-    rendered: list[ir.Rendered] = field(default_factory=list)
 
 
 class Lowering:
@@ -70,26 +42,34 @@ class Lowering:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate, *, context: int, seed: int, max_chars: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        context: int,
+        seed: int,
+        max_chars: int | None = None,
+        compile: Compile | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._context = context
         self._seed = seed
         self._max_chars = 16 * context if max_chars is None else max_chars
-        self._sequences = {ir.ROOT: _Sequence(ir.ROOT)}
+        self._compile = compile or _uncompiled
+        self._sequences = {ir.ROOT: Sequence(ir.ROOT)}
         self._ops: set[str] = set()
         self._values: dict[str, int] = {}  # op → tokens of its value, or _UNKNOWN
-        self._call = _Call()
+        self._call = Call()
 
-    def lower(self, ops: Sequence[ir.AnyOp]) -> tuple[list[m.AnyOp], list[ir.Rendered]]:
+    def lower(self, ops: Items[ir.AnyOp]) -> tuple[list[m.AnyOp], list[ir.Rendered]]:
         """The engine's operations, and what the roles among `ops` rendered.
 
         Raises `ConstraintError` (an argument), `StateError` (a sequence that is closed, joined or unknown) and
         `ContextOverflow`; nothing of the call has happened then. An Append has the id of the first Text or Role merged
         in it; several Appends may have the same.
         """
-        self._call = _Call()
+        self._call = Call()
         for op in ops:
             try:
                 self._one(op)
@@ -106,20 +86,20 @@ class Lowering:
 
     def end(self) -> list[m.AnyOp]:
         """No more operations come: the last text of branches that were never closed, but that a Join waits for."""
-        self._call = _Call()
+        self._call = Call()
         for path, sequence in list(self._sequences.items()):
             if sequence.joined and not sequence.closed:
                 self._flush(self._touch(path))
         return self._commit()[0]
 
     def _commit(self) -> tuple[list[m.AnyOp], list[ir.Rendered]]:
-        call, self._call = self._call, _Call()
+        call, self._call = self._call, Call()
         self._sequences |= call.sequences
         self._ops |= call.ops
         self._values |= call.values
         return call.out, call.rendered
 
-    def _touch(self, path: str) -> _Sequence:
+    def _touch(self, path: str) -> Sequence:
         call = self._call
         if path not in call.sequences:
             known = self._sequences.get(path)
@@ -147,6 +127,8 @@ class Lowering:
             self._tokens(op, sequence)
         elif isinstance(op, ir.Role):
             self._role(op, sequence)
+        elif isinstance(op, ir.Tools):
+            self._tell_tools(op, sequence)
         elif isinstance(op, ir.Gen):
             self._generate(op, sequence)
         elif isinstance(op, ir.Select):
@@ -165,7 +147,7 @@ class Lowering:
 
     # -- text
 
-    def _text(self, op: ir.Text, sequence: _Sequence) -> None:
+    def _text(self, op: ir.Text, sequence: Sequence) -> None:
         for part in op.parts:
             if isinstance(part, ir.Ref):
                 tokens = self._call.values.get(part.op, self._values.get(part.op))
@@ -182,13 +164,13 @@ class Lowering:
                 sequence.pending += part
                 self._bound(sequence)
 
-    def _tokens(self, op: ir.Tokens, sequence: _Sequence) -> None:
+    def _tokens(self, op: ir.Tokens, sequence: Sequence) -> None:
         check_ids("ids", op.ids, self._tokenizer)
         self._flush(sequence)
         sequence.started = sequence.started or bool(op.ids)
         self._append(sequence, op.id, op.ids, len(op.ids))
 
-    def _bound(self, sequence: _Sequence) -> None:
+    def _bound(self, sequence: Sequence) -> None:
         size = len(sequence.pending)
         if size > self._max_chars:
             raise ContextOverflow(
@@ -196,7 +178,7 @@ class Lowering:
                 "tokens); shorten it"
             )
 
-    def _open(self, sequence: _Sequence, op: str) -> None:
+    def _open(self, sequence: Sequence, op: str) -> None:
         """Plain text at the start of a sequence gets the BOS token of models that were trained with one."""
         if not sequence.started:
             sequence.started = True
@@ -204,14 +186,14 @@ class Lowering:
                 sequence.bos = True
                 self._append(sequence, op, (self._tokenizer.bos,), 1)
 
-    def _flush(self, sequence: _Sequence) -> None:
+    def _flush(self, sequence: Sequence) -> None:
         """Tokenise and append what is pending: a segment ends here."""
         text, sequence.pending = sequence.pending, ""
         if text:
             self._append_text(sequence, text)
         sequence.tail = ""
 
-    def _append_text(self, sequence: _Sequence, text: str) -> None:
+    def _append_text(self, sequence: Sequence, text: str) -> None:
         start = not sequence.started
         self._open(sequence, sequence.pending_op)
         ids = self._continued(sequence.tail, text) if sequence.tail else self._tokenizer.encode(text, start=start)
@@ -222,7 +204,7 @@ class Lowering:
         before, whole = self._tokenizer.encode(tail), self._tokenizer.encode(tail + text)
         return whole[len(before) :] if whole[: len(before)] == before else self._tokenizer.encode(text)
 
-    def _append(self, sequence: _Sequence, op: str, part: tuple[int, ...] | str, tokens: int) -> None:
+    def _append(self, sequence: Sequence, op: str, part: tuple[int, ...] | str, tokens: int) -> None:
         sequence.tokens += tokens
         if sequence.tokens > self._context:
             raise ContextOverflow(
@@ -233,7 +215,7 @@ class Lowering:
         if part:
             self._call.out.append(m.Append(op, sequence.path, (part,)))
 
-    def _send_stable(self, sequence: _Sequence) -> None:
+    def _send_stable(self, sequence: Sequence) -> None:
         """Send the part of a long pending text that no continuation can change: the engine computes it early."""
         if len(sequence.pending) < _EARLY or sequence.tail or sequence.closed:
             return
@@ -244,44 +226,66 @@ class Lowering:
 
     # -- roles
 
-    def _role(self, op: ir.Role, sequence: _Sequence) -> None:
+    def _role(self, op: ir.Role, sequence: Sequence) -> None:
         if op.edge == "begin":
             if sequence.role:
                 raise ConstraintError(
                     f"role={op.role!r}: the {sequence.role!r} message is still open; end it before the next begins"
                 )
-            text = self._template.edge(sequence.history, op.role, "begin")
+            text = self._template.edge(sequence.history, op.role, "begin", sequence.tools)
             self._edge(op, sequence, text)
             sequence.role = op.role
             return
         if sequence.role != op.role:
             is_open = f"the open message is {sequence.role!r}" if sequence.role else "no message is open"
             raise ConstraintError(f"role={op.role!r}: {is_open}; begin a {op.role!r} message before you end it")
-        text = self._template.edge(sequence.history, op.role, "end")
+        text = self._template.edge(sequence.history, op.role, "end", sequence.tools)
         self._edge(op, sequence, text)
         sequence.role = ""
         sequence.history = (*sequence.history, op.role)
 
-    def _edge(self, op: ir.Role, sequence: _Sequence, text: str) -> None:
+    def _edge(self, op: ir.Role | ir.Tools, sequence: Sequence, text: str) -> None:
         """Append an edge. Spaces at its end are the first of the content: they belong to its first word's token."""
         self._flush(sequence)
         body = text.rstrip(" ")
         ids = tuple(self._tokenizer.encode_template(body, start=not sequence.started)) if body else ()
         doubled = sequence.bos and ids[:1] == (self._tokenizer.bos,) and self._template.begins_with_bos
-        if doubled and not sequence.history and op.edge == "begin":
+        if doubled and not sequence.history and not sequence.role:
             ids = ids[1:]  # plain text before the first message has brought the BOS token already
         sequence.started = sequence.started or bool(ids)
         self._append(sequence, op.id, ids, len(ids))
         sequence.pending, sequence.pending_op = text[len(body) :], op.id
         self._call.rendered.append(ir.Rendered(op.id, op.seq, text))
 
+    def _tell_tools(self, op: ir.Tools, sequence: Sequence) -> None:
+        """Before the first message the template tells of them; later a message does, begun and ended here."""
+        check_tools(op.tools)
+        if sequence.role:
+            raise ConstraintError(f"tools: the {sequence.role!r} message is open; tell of tools before or after it")
+        if not sequence.history:
+            sequence.tools = (*sequence.tools, *op.tools)
+            self._call.rendered.append(ir.Rendered(op.id, op.seq, ""))
+            return
+        role, content = self._template.told_later(sequence.history, op.tools)
+        begin, end = (self._template.edge(sequence.history, role, edge, sequence.tools) for edge in _EDGES)
+        self._edge(op, sequence, begin)
+        sequence.role = role
+        sequence.pending += content
+        self._edge(op, sequence, end)
+        sequence.role, sequence.history = "", (*sequence.history, role)
+        self._call.rendered[-2:] = [ir.Rendered(op.id, op.seq, begin + content + end)]
+
     # -- calls
 
-    def _generate(self, op: ir.Gen, sequence: _Sequence) -> None:
+    def _generate(self, op: ir.Gen, sequence: Sequence) -> None:
         check_ids("stop_token_ids", op.sampling.stop_token_ids, self._tokenizer)
         check_ids("logit_bias", op.sampling.logit_bias, self._tokenizer)
         for stop in op.sampling.stop:
             check_text(stop)
+        constraint = op.constraint
+        if isinstance(constraint, ir.Calls):
+            constraint = self._template.tool_format.structure(constraint)
+        grammar = compiled(op, constraint, self._compile)
         self._ready(op, sequence)
         if sequence.tokens >= self._context:
             raise ContextOverflow(
@@ -289,10 +293,11 @@ class Lowering:
                 "generate; shorten the text"
             )
         seed = self._seed if op.sampling.seed is None else op.sampling.seed
-        self._call.out.append(m.Generate(op.id, op.seq, op.sampling, branch_seed(seed, op.seq)))
+        found = (grammar.program, op.jump, grammar.longest)
+        self._call.out.append(m.Generate(op.id, op.seq, op.sampling, branch_seed(seed, op.seq), *found))
         self._call.values[op.id] = _UNKNOWN
 
-    def _select(self, op: ir.Select, sequence: _Sequence) -> None:
+    def _select(self, op: ir.Select, sequence: Sequence) -> None:
         choices = encoded_choices(op.choices, self._tokenizer, self._max_chars)
         context = bare_context(op.method, self._tokenizer)
         self._ready(op, sequence)
@@ -305,11 +310,11 @@ class Lowering:
         self._call.out.append(m.Choose(op.id, op.seq, choices, op.method, context))
         self._call.values[op.id] = _UNKNOWN
 
-    def _score(self, op: ir.Score, sequence: _Sequence) -> None:
+    def _score(self, op: ir.Score, sequence: Sequence) -> None:
         self._ready(op, sequence)
         self._call.out.append(m.Score(op.id, op.seq, op.start, op.top))
 
-    def _ready(self, op: ir.Gen | ir.Select | ir.Score, sequence: _Sequence) -> None:
+    def _ready(self, op: ir.Gen | ir.Select | ir.Score, sequence: Sequence) -> None:
         """Everything before a call is appended, and there is something."""
         self._flush(sequence)
         self._open(sequence, op.id)
@@ -319,7 +324,7 @@ class Lowering:
 
     # -- branches
 
-    def _fork(self, op: ir.Fork, sequence: _Sequence) -> None:
+    def _fork(self, op: ir.Fork, sequence: Sequence) -> None:
         tail = self._tokenizer.stable_split(sequence.pending)[1] if sequence.pending else sequence.tail
         self._flush(sequence)
         sequence.tail = tail if len(tail) <= _TAIL else ""
@@ -333,7 +338,7 @@ class Lowering:
             self._call.sequences[path] = child
         self._call.out.append(m.Fork(op.id, op.seq, op.into))
 
-    def _join(self, op: ir.Join, sequence: _Sequence) -> None:
+    def _join(self, op: ir.Join, sequence: Sequence) -> None:
         branches = []
         for path in op.branches:
             branch = self._touch(path)
@@ -363,12 +368,16 @@ class Lowering:
         self._call.out.append(m.Put(op.id, op.seq, ids))
         self._call.values[op.id] = len(ids)
 
-    def _close(self, op: ir.Close, sequence: _Sequence) -> None:
+    def _close(self, op: ir.Close, sequence: Sequence) -> None:
         if not op.now:
             self._flush(sequence)
         sequence.pending = ""
         sequence.closed = True
         self._call.out.append(m.Close(op.id, op.seq, op.now))
+
+
+def _uncompiled(constraint: ir.Constraint) -> Compiled:
+    raise ConstraintError(f"{type(constraint).__name__}: constraints are not compiled here")
 
 
 def branch_seed(seed: int, path: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ramet.frontend.ir import Sampling, SelectMethod
+from ramet.frontend.ir import Jump, Sampling, SelectMethod
 
 
 class Op(msgspec.Struct, frozen=True, array_like=True):
@@ -27,10 +27,14 @@ class Append(Op, frozen=True, array_like=True, tag="append"):
 
 
 class Generate(Op, frozen=True, array_like=True, tag="generate"):
-    """Sample until `eos` (unless ignored), a stop, or max_tokens."""
+    """Sample until `eos` (unless ignored), a stop, max_tokens, or the end of `grammar`: a compiled constraint
+    (`grammar.base.Compiled.program`; "" is none) whose texts have at most `longest` bytes (0: unknown)."""
 
     sampling: Sampling
     seed: int
+    grammar: str = ""
+    jump: Jump = "canonical"
+    longest: int = 0
 
 
 class Choose(Op, frozen=True, array_like=True, tag="choose"):

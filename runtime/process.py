@@ -23,6 +23,7 @@ import msgspec
 from ramet.runtime import messages as m
 from ramet.runtime.config import Config
 from ramet.runtime.engine import EngineCore, Port
+from ramet.runtime.grammar.automaton import GrammarCache
 from ramet.runtime.models import hub
 from ramet.runtime.models.spec import Spec
 from ramet.runtime.ports import SOCKETS, ZmqPort
@@ -49,7 +50,10 @@ def build(config: Config, port: Port) -> tuple[EngineCore, m.Ready]:
     tokenizer = load_tokenizer(source)
     runner = build_runner(config, spec, lambda dtype: load_weights(source, spec, dtype))
     eos = tuple(sorted({*spec.eos, *tokenizer.eos}))
-    core = EngineCore(runner, port, limits=config.limits, eos=eos, tokenizer=tokenizer, model=source.name)
+    grammars = GrammarCache(tokenizer, runner.vocab, eos)
+    core = EngineCore(
+        runner, port, limits=config.limits, eos=eos, tokenizer=tokenizer, model=source.name, grammars=grammars
+    )
     seconds = time.monotonic() - began
     return core, m.Ready(source.name, runner.dtype_name, runner.context, runner.capacity, runner.threads, seconds)
 

@@ -15,8 +15,9 @@ import numpy as np
 from ramet.runtime import messages as m
 from ramet.runtime.batch import I32
 from ramet.runtime.calls import Bounds, Refused, begin
+from ramet.runtime.grammar.base import Automaton, GrammarError, Grammars
 from ramet.runtime.scheduler import Scheduler
-from ramet.runtime.sequence import Scoring, Sequence
+from ramet.runtime.sequence import Generating, Scoring, Sequence
 from ramet.runtime.text import Tokenizer
 
 Failure = tuple[str, str]  # kind and message
@@ -43,6 +44,7 @@ class Program:
     prompt: int = 0
     cached: int = 0
     generated: int = 0
+    forced: int = 0
     computed: int = 0
     steps: int = 0
     last_step: int = -1
@@ -59,8 +61,12 @@ class Programs:
         context: int,
         tokenizer: Tokenizer | None,
         clock: Callable[[], float],
+        grammars: Grammars | None = None,
     ) -> None:
         self.scheduler = scheduler
+        self.foresee: Callable[[Sequence, Generating], None] = lambda seq, task: None  # the collector's
+        self._grammars = grammars
+        self._beginning: Sequence | None = None  # its op is just being begun, and may end at once
         self.live: dict[str, Program] = {}
         self.news: list[m.AnyNews] = []
         self._bounds = Bounds(context, scheduler.cache.capacity)
@@ -222,14 +228,30 @@ class Programs:
         now = self._clock()
         try:
             task = begin(op, seq.known, self._bounds, eos=self.scheduler.eos, tokenizer=self._tokenizer, now=now)
+            if isinstance(task, Generating) and task.op.grammar:
+                task.automaton = self._automaton(task.op.grammar)
         except Refused as refused:
             self.fail(seq, op.op, refused.kind, refused.message)
             return
         seq.task = task
         seq.program.calls += 1
         seq.program.prompt += task.prompt
-        if isinstance(task, Scoring):
+        if isinstance(task, Generating) and task.automaton is not None:
+            before, self._beginning = self._beginning, seq
+            try:
+                self.foresee(seq, task)
+            finally:
+                self._beginning = before
+        elif isinstance(task, Scoring):
             self.scheduler.cache.retreat(seq, task.at)
+
+    def _automaton(self, grammar: str) -> Automaton:
+        if self._grammars is None:
+            raise Refused("generation", "this engine has no grammars")
+        try:
+            return self._grammars.automaton(grammar)
+        except GrammarError as error:
+            raise Refused("constraint", str(error)) from None
 
     def announce(self, begun: Iterable[Sequence]) -> None:
         """Tell of the calls whose prompt is computed with the batch that was just planned."""
@@ -237,6 +259,8 @@ class Programs:
             if seq.task is not None:
                 seq.task.announced = True
                 self.news.append(m.Began(seq.program.id, seq.task.op.op, seq.task.prompt, seq.task.cached))
+                if isinstance(seq.task, Generating):
+                    self.news += seq.task.held
 
     def _fork(self, seq: Sequence, op: m.Fork) -> None:
         for name in op.into:
@@ -282,6 +306,9 @@ class Programs:
         op = seq.task.op.op
         seq.task = None
         seq.fresh = 0
+        if seq is self._beginning:  # who begins it goes on with the next op
+            self._define(seq.program, op, value)
+            return
         seq.program.open -= 1
         self._define(seq.program, op, value)
         self._advance(seq)
@@ -336,10 +363,8 @@ class Programs:
             seq.task = None
             seq.ops.clear()
         p = program
-        seconds = self._clock() - p.began
-        self.news.append(
-            m.Over(p.id, "", kind, message, p.calls, p.prompt, p.cached, 0, p.generated, p.computed, p.steps, seconds)
-        )
+        spent = (p.calls, p.prompt, p.cached, p.forced, p.generated, p.computed, p.steps, self._clock() - p.began)
+        self.news.append(m.Over(p.id, "", kind, message, *spent))
 
     def conclude(self, program: Program) -> None:
         """End a program that has nothing left to do; fail ops that wait for what will never come."""

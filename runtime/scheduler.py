@@ -13,7 +13,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from ramet.runtime import admission, decode, scoring
+from ramet.runtime import admission, asking, decode, scoring
 from ramet.runtime.batch import I32, Batch, Masks
 from ramet.runtime.cache import Cache
 from ramet.runtime.config import Limits
@@ -29,8 +29,11 @@ _AGE = attrgetter("age")
 class Scheduler:
     """Decides what the next step computes. Public: `wake`, `plan`, `masks`, `rest`, `park`, `leave`."""
 
-    def __init__(self, cache: Cache, limits: Limits, eos: tuple[int, ...], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, cache: Cache, limits: Limits, eos: tuple[int, ...], clock: Callable[[], float], *, vocab: int = 0
+    ) -> None:
         self.cache = cache
+        self.vocab = vocab  # of the logits, for masks
         self.limits = limits
         self.clock = clock
         self.lengths = admission.Lengths()
@@ -86,8 +89,7 @@ class Scheduler:
         self._unseat(seq)
         self.waiting.discard(seq)
         self.resting.pop(seq, None)
-        if isinstance(seq.task, Choosing):
-            self.cache.drop_trie(seq.task)
+        self.cache.drop(seq)
 
     def _seat(self, seq: Sequence) -> None:
         self.waiting.discard(seq)
@@ -129,7 +131,7 @@ class Scheduler:
         idle = False
         for seq in self._oldest_first:
             task = seq.task
-            if isinstance(task, Generating) and (task.made or seq.flying):
+            if isinstance(task, Generating) and task.drawn:
                 if task.made + seq.flying < task.limit:
                     decoding.append(seq)
             elif seq.wants_work():
@@ -187,11 +189,11 @@ class Scheduler:
             todo = scoring.allowed(seq.task, seq.computed, todo, draft)
         if row is None and (todo <= 0 or self._awaits(seq, draft)):
             return False
-        trie = seq.task.size if isinstance(seq.task, Choosing) and seq.computed + todo == goal else 0
-        if trie and draft.count and todo + trie > draft.left:
+        extra = asking.extra(seq, todo, row, draft) if seq.computed + todo == goal else 0
+        if extra and draft.count and todo + extra > draft.left:
             self._step_back(seq)
             return False
-        slots = self._reserve(todo + trie, seq, draft)
+        slots = self._reserve(todo + extra, seq, draft)
         if slots is None:
             self._step_back(seq)
             return False
@@ -199,21 +201,8 @@ class Scheduler:
             row = self._compute(seq, slots[:todo], draft)
         complete = seq.computed == goal
         self._note(seq, draft, complete=complete)
-        self._ask(seq, row, slots, todo, draft, complete=complete)
+        asking.ask(seq, row, slots, todo, draft, self.cache, complete=complete)
         return True
-
-    def _ask(self, seq: Sequence, row: int, slots: I32, todo: int, draft: Draft, *, complete: bool) -> None:
-        """What the sequence's op wants of the logits of the `todo` tokens that end with the batch's `row`."""
-        task = seq.task
-        if isinstance(task, Scoring):
-            scoring.add_span(seq, task, row, todo, draft)
-        elif complete and isinstance(task, Generating):
-            draft.draw(seq, task, row)
-            seq.flying += 1
-        elif complete and isinstance(task, Choosing):
-            assert seq.row is not None, "scheduled sequences are seated"
-            prompt = self.cache.rows.table[seq.row, : seq.computed]
-            scoring.add_trial(seq, task, row, prompt, slots[todo:], draft)
 
     def _step_back(self, seq: Sequence) -> None:
         """It got nothing in this step: if it shared another's last token, it lets go of it, to ask for its logits
@@ -264,7 +253,7 @@ class Scheduler:
             draft.feed(first + known, seq.row)
         seq.fresh += count
         last = first + count - 1
-        next_one = count == 1 and isinstance(seq.task, Generating) and seq.task.made > 0
+        next_one = count == 1 and isinstance(seq.task, Generating) and seq.task.drawn
         if settled and not next_one:
             self._publish(seq, last, draft)
         namespace = seq.program.namespace
@@ -391,7 +380,7 @@ class Scheduler:
     def masks(self, batch: Batch) -> Masks:
         """What sampling needs and only the collected previous step could tell."""
         notes: Notes = batch.owner
-        return notes.masks(batch.draws.positions)
+        return notes.masks(batch.draws.positions, self.vocab, self.eos)
 
 
 def _busy(seq: Sequence) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from ramet.runtime import messages as m
 from ramet.runtime.batch import I32
 from ramet.runtime.choices import Trie
+from ramet.runtime.grammar.base import Automaton
 from ramet.runtime.radix import Node
 from ramet.runtime.text import Detokenizer, StopMatcher, Tokenizer
 
@@ -48,9 +49,30 @@ class Call:
 
 
 class Generating(Call):
-    """A Generate under way. Its value is `tokens[start : start + made]` of the sequence."""
+    """A Generate under way. Its value is `tokens[start : start + made]` of the sequence. With a constraint `automaton`
+    stands behind these tokens; `guess` are tokens that should follow, `lent` the KV slots of those of them that are in
+    the air."""
 
-    __slots__ = ("banned", "detokenizer", "edits", "ends", "limit", "made", "op", "plain", "sent", "start", "stops")
+    __slots__ = (
+        "automaton",
+        "banned",
+        "detokenizer",
+        "drawn",
+        "edits",
+        "ends",
+        "forced",
+        "guess",
+        "held",
+        "lent",
+        "limit",
+        "made",
+        "op",
+        "plain",
+        "sent",
+        "start",
+        "stops",
+        "trouble",
+    )
 
     def __init__(
         self,
@@ -67,15 +89,22 @@ class Generating(Call):
         self.op = op
         self.start = start
         self.limit = limit  # tokens that it may sample at most
-        self.made = 0  # tokens sampled and collected
+        self.made = 0  # tokens sampled and collected, or forced
         self.sent = 0  # of those, tokens in the value so far (an end token is not)
+        self.forced = 0  # of those, tokens that needed no decode step of their own
+        self.drawn = False  # its first draw was launched: the prompt is behind it
+        self.automaton: Automaton | None = None
+        self.guess: list[int] = []
+        self.lent = NO_SLOTS
+        self.held: list[m.AnyNews] = []  # what is to be told once the prompt is announced
+        self.trouble = ""  # why no mask could be made
         self.stops: StopMatcher | None = None
         self.detokenizer: Detokenizer | None = None
         self.ends = frozenset(s.stop_token_ids if s.ignore_eos else (*eos, *s.stop_token_ids))  # tokens that end it
         self.banned: I32 = np.array((*eos, *s.stop_token_ids) if s.min_tokens else (), np.int32)  # until min_tokens
         penalties = (s.frequency_penalty, s.presence_penalty, s.repetition_penalty)
         self.edits = penalties != (0.0, 0.0, 1.0) or bool(s.logit_bias) or bool(s.min_tokens)  # its draws change logits
-        self.plain = not s.stop and s.logprobs < 0  # of a sampled token nothing but its id is asked
+        self.plain = not (s.stop or s.logprobs >= 0 or op.grammar)  # of a sampled token nothing but its id is asked
         if s.stop:
             if tokenizer is None:
                 raise ValueError("stop strings need a tokenizer in the engine")
@@ -175,6 +204,13 @@ class Sequence:
         """Tokens that exist, collected or flying."""
         return self.known + self.flying
 
+    def foresee(self, tokens: list[int]) -> None:
+        """Write tokens that may follow behind the known ones, which stay as many as they are."""
+        end = self.known + len(tokens)
+        if end > len(self.buffer):
+            self._grow(end)
+        self.buffer[self.known : end] = tokens
+
     @property
     def depth(self) -> int:
         """Tokens whose KV is in the tree under this sequence's lock."""
@@ -226,4 +262,4 @@ class Sequence:
 
     def is_sampling(self) -> bool:
         """True when it has sampled, or is sampling, a token of its op: the op's prompt is behind it."""
-        return bool(self.flying) or (isinstance(self.task, Generating) and self.task.made > 0)
+        return isinstance(self.task, Generating) and self.task.drawn

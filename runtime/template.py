@@ -6,25 +6,29 @@ there, cut out of whole renderings by their difference; sentinels stand for the 
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from copy import copy
+from functools import cached_property, lru_cache
 from itertools import product
 from types import FrameType
 from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
 
+from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError, ModelError
 from ramet.runtime.sandbox import compile_template
+from ramet.runtime.telling import PROBE, RECENT, Telling, shortened, with_results
 from ramet.runtime.text import Tokenizer
+from ramet.runtime.tools import described, format_of
 
 ROLES = ("system", "user", "assistant", "tool")
 Edge = Literal["begin", "end"]
 SECONDS = 2.0  # R3: the longest that a rendering may take
-RECENT = 4  # messages at the end of a history that are never left out when an edge is looked up
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -51,6 +55,9 @@ class ChatTemplate:
       of Mistral's answers): the generation prompt is used for every assistant message;
     - later messages change or move what stands before them: each edge is as it was when it was appended;
     That contents are trimmed is reported too, but keeps `exact`: ramet appends contents as they are.
+
+    `tool_format` is how the model writes tool calls; `supports_tools`: the template itself tells the model of tools;
+    `control_in` finds the name of a control token in a text.
     """
 
     def __init__(
@@ -62,17 +69,21 @@ class ChatTemplate:
         eos: str = "",
         names: Sequence[str] = (),
         kwargs: Mapping[str, str | int | float | bool] | None = None,
+        control_in: Callable[[str], str | None] = lambda text: None,
     ) -> None:
         chatml = "<|im_start|>" in names and "<|im_end|>" in names
         self.source = source if source is not None else CHATML if chatml else PLAIN
         self.fallback = source is None
         self._most = max(4 * context, 4096)
         self.begins_with_bos = bool(bos) and "bos_token" in self.source
-        self._values = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None, **(kwargs or {})}
+        known: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
+        self._values = known | dict(kwargs or {})
         self._template = compile_template(self.source)
         self._edge = lru_cache(maxsize=4096)(self._find)
         self._tail = lru_cache(maxsize=4096)(self._find_end)
-        self._local = False
+        self._tellings = lru_cache(maxsize=16)(lambda tools: Telling(self, tools))
+        self._local = self.supports_tools = False
+        self.tool_format, self.control_in, self.longest = format_of(source), control_in, 4 * self._most  # R12's 16 x
         self._watch(self._sample)
         differences = self._audit()
         self._local = self._is_local()
@@ -89,19 +100,48 @@ class ChatTemplate:
 
         names = [n for n in ("<|im_start|>", "<|im_end|>") if tokenizer.special_id(n) is not None]
         eos = name(tokenizer.eos[0]) if tokenizer.eos else ""
-        return cls(source, context=context, bos=name(tokenizer.bos), eos=eos, names=names)
 
-    def edge(self, history: Sequence[str], role: str, edge: Edge) -> str:
-        """The text that begins (ends) a message of `role` after messages of the roles `history`.
+        def control_in(text: str) -> str | None:
+            ids = tokenizer.encode_template(text)
+            return next((name(each) for each in ids if tokenizer.is_special(each)), None)
+
+        return cls(source, context=context, bos=name(tokenizer.bos), eos=eos, names=names, control_in=control_in)
+
+    def edge(self, history: Sequence[str], role: str, edge: Edge, tools: Sequence[ir.Tool] = ()) -> str:
+        """The text that begins (ends) a message of `role` after messages of the roles `history`, in a conversation
+        whose model is told of `tools`.
 
         The begin of the first message holds all that the template puts before it (BOS, a default system message).
         The begin of an assistant message is the generation prompt. Raises `ConstraintError` for a role, or an order of
-        roles, that the template does not take, naming those that it does.
+        roles, that the template does not take, naming those that it does. For tools' results see `with_results`.
         """
+        if tools:
+            return self._tellings(tuple(tools)).edge(history, role, edge)
+        return with_results(self._direct, history, role, edge)
+
+    def _direct(self, history: Sequence[str], role: str, edge: Edge) -> str:
         found = self._edge(shortened(history) if self._local else tuple(history), role, edge)
         if isinstance(found, ConstraintError):
             raise ConstraintError(found.message)
         return found
+
+    def told_later(self, history: Sequence[str], tools: Sequence[ir.Tool]) -> tuple[str, str]:
+        """Role and content of a message that tells of `tools` after the roles `history`, or `ConstraintError`."""
+        return self._tellings(tuple(tools)).later(history)
+
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> ChatTemplate:
+        """The same template, rendered with `tools` (as OpenAI's API describes them)."""
+        told = copy(self)
+        told._values = {**self._values, "tools": list(tools)}
+        told._most = self._most + 8 * len(json.dumps(tools))  # templates may indent them
+        told._edge, told._tail = lru_cache(128)(told._find), lru_cache(128)(told._find_end)
+        told._local = False
+        return told
+
+    @cached_property
+    def local_with_tools(self) -> bool:
+        """Whether edges with tools are the same after a history and after its `shortened` form."""
+        return self._local and self.with_tools([described(PROBE)])._is_local()
 
     def render(self, messages: Sequence[Mapping[str, str]], *, generation: bool = False) -> str:
         """The template's own rendering of whole messages. Raises jinja2's errors as they are."""
@@ -225,6 +265,8 @@ class ChatTemplate:
         for roles in (("user",), ("system", "user"), ("user", "assistant", "user")):
             for generation in (False, True):
                 self._cut(roles, generation)
+        cut = self.with_tools([described(PROBE)])._cut(("user",), True) if self.tool_format.native else None
+        self.supports_tools = PROBE.name in "".join(cut or ())
 
     def _watch(self, work: Callable[[], None]) -> None:
         """Run `work` in a thread that a deadline ends between two lines of the template, in silent loops too."""
@@ -291,8 +333,8 @@ class ChatTemplate:
         parts, text = [], ""
         try:
             for n, role in enumerate(roles):
-                parts.append(text + self.edge(roles[:n], role, "begin"))
-                text = self.edge(roles[:n], role, "end")
+                parts.append(text + self._direct(roles[:n], role, "begin"))
+                text = self._direct(roles[:n], role, "end")
         except ConstraintError:
             return None
         return [*parts, text]
@@ -332,18 +374,6 @@ _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, Lookup
 
 class _RefusedError(Exception):
     """The template does not take these roles; the text says why."""
-
-
-def shortened(history: Sequence[str]) -> tuple[str, ...]:
-    """A history without repeated turns: of two equal runs of 2 or of 4 roles that follow each other, one is left out
-    (an even number, for templates that count), except among the last `RECENT` messages."""
-    kept: list[str] = []
-    for role in history[: max(0, len(history) - RECENT)]:
-        kept.append(role)
-        for run in (2, 4):
-            if kept[-run:] == kept[-2 * run : -run]:
-                del kept[-run:]
-    return (*kept, *history[max(0, len(history) - RECENT) :])
 
 
 def _sentinel(n: int) -> str:

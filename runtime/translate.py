@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ramet.frontend import ir
 from ramet.runtime import messages as m
 from ramet.runtime.text import Detokenizer, StopMatcher, Tokenizer
+from ramet.runtime.tools import ToolFormat
 
 
 @dataclass(slots=True)
@@ -26,8 +27,9 @@ class Pending:
     tokens: list[int] = field(default_factory=list)
     sent: str = ""
     made: int = 0  # characters of all tokens, those that are held back included
-    waiting: list[ir.Logprob] = field(default_factory=list)  # of tokens whose text was not given out to its end
-    ends: list[int] = field(default_factory=list)  # where the text of each of these ends, once it is known
+    told: int = 0  # tokens whose text was given out to its end
+    ends: list[int] = field(default_factory=list)  # where the text of each of the others ends, once it is known
+    waiting: list[ir.Logprob] = field(default_factory=list)  # of the others, where asked for
     logprobs: list[ir.Logprob] = field(default_factory=list)
     total: float = 0.0
 
@@ -36,8 +38,11 @@ class Translator:
     """One program's events. `expect` is told of ops before they are sent; `news` and `lost` are called from the
     reading thread."""
 
-    def __init__(self, program: str, tokenizer: Tokenizer, deliver: Callable[[ir.Event], None]) -> None:
+    def __init__(
+        self, program: str, tokenizer: Tokenizer, deliver: Callable[[ir.Event], None], tools: ToolFormat | None = None
+    ) -> None:
         self._program = program
+        self._tools = tools or ToolFormat()
         self._tokenizer = tokenizer
         self._deliver = deliver
         self._pending: dict[str, Pending] = {}
@@ -111,8 +116,8 @@ class Translator:
         pending.waiting += self._logprobs(news)
         text = pending.detokenizer.push(list(news.tokens))
         pending.made += len(text)
-        if text and pending.waiting:
-            pending.ends += [pending.made] * (len(pending.waiting) - len(pending.ends))
+        if text:
+            pending.ends += [pending.made] * (len(pending.tokens) - pending.told - len(pending.ends))
         if pending.stops is not None:
             text, matched = pending.stops.push(text)
             if matched is not None:
@@ -128,14 +133,15 @@ class Translator:
         return found
 
     def _emit(self, text: str, pending: Pending, op: ir.Gen) -> None:
-        """Give text out, with the logprobs of the tokens whose text is out to its end: a stop string may yet cut the
-        others."""
+        """Give text out, with the tokens whose text is out to its end: a stop string may yet cut the others."""
         pending.sent += text
         told = bisect_right(pending.ends, len(pending.sent))
+        tokens = pending.tokens[pending.told : pending.told + told]
+        pending.told += told
         logprobs, pending.waiting = pending.waiting[:told], pending.waiting[told:]
         del pending.ends[:told]
         pending.logprobs += logprobs
-        self._deliver(ir.Token(op.id, op.seq, text, op.var, tuple(logprobs)))
+        self._deliver(ir.Token(op.id, op.seq, text, op.var, tuple(logprobs), tuple(tokens)))
 
     def _done(self, news: m.Done, pending: Pending, op: ir.Gen) -> None:
         del self._pending[op.id]
@@ -143,19 +149,26 @@ class Translator:
         value = self._tokenizer.decode(tokens)
         sampled = [*pending.logprobs, *pending.waiting][: news.keep]
         pending.waiting = pending.waiting[: max(0, news.keep - len(pending.logprobs))]
-        pending.ends = [0] * len(pending.waiting)  # all of them belong to the text that is left
+        made, pending.tokens = len(pending.tokens), tokens
+        pending.ends = [0] * (len(tokens) - pending.told)  # all of them belong to the text that is left
         if len(value) > len(pending.sent):
             self._emit(value[len(pending.sent) :], pending, op)
+        content: str | None = None
+        calls: tuple[ir.ToolCall, ...] = ()
+        if isinstance(op.constraint, ir.Calls) and op.constraint.choice != "none":
+            content, calls = self._tools.parse(value, op.constraint.tools)
         meta = ir.Meta(
             finish_reason="length" if news.reason == "length" else "stop",
             matched=news.matched,
             prompt_tokens=news.prompt,
             cached_tokens=news.cached,
             forced_tokens=news.forced,
-            completion_tokens=len(pending.tokens),
+            completion_tokens=made,
             logprobs=tuple(sampled),
-            mean_logprob=sum(p.logprob for p in sampled) / len(sampled) if sampled else None,
+            mean_logprob=_mean(sampled),
             tokens=tuple(tokens),
+            calls=calls,
+            content=content,
             first_step=news.first_step,
             last_step=news.last_step,
             queued_seconds=news.queued,
@@ -165,12 +178,11 @@ class Translator:
 
     def _scored(self, news: m.Done, pending: Pending, op: ir.Score) -> None:
         del self._pending[op.id]
-        known = [p.logprob for p in pending.logprobs if not math.isnan(p.logprob)]
         meta = ir.Meta(
             prompt_tokens=news.prompt,
             cached_tokens=news.cached,
             logprobs=tuple(pending.logprobs),
-            mean_logprob=sum(known) / len(known) if known else None,
+            mean_logprob=_mean(pending.logprobs),
             first_step=news.first_step,
             last_step=news.last_step,
             queued_seconds=news.queued,
@@ -210,3 +222,9 @@ class Translator:
 
     def _text(self, token: int) -> str:
         return self._tokenizer.decode([token])
+
+
+def _mean(logprobs: Sequence[ir.Logprob]) -> float | None:
+    """The mean of those that were computed: neither of a sequence's first token nor of forced ones."""
+    known = [p.logprob for p in logprobs if not math.isnan(p.logprob)]
+    return sum(known) / len(known) if known else None

@@ -80,10 +80,17 @@ def test_the_door_to_the_runtime_is_lazy():
     assert [name for node in top for name in imports(node) if under(name, "ramet.runtime")] == []
 
 
+# What patterns, schemas and calls of tools are: the language refuses at the user's line what the engine refuses.
+SPECIFICATIONS = tuple(
+    f"ramet.frontend.{name}"
+    for name in ("anchors", "charsets", "patterns", "regular", "schemas", "schema_refs", "toolcalls")
+)
+
+
 @pytest.mark.parametrize("path", modules("runtime", "kernels"), ids=named)
 def test_the_engine_knows_no_program_body(path):
     """Of the language, runtime and kernels know the operations, the errors and the backends' protocol."""
-    known = ("ramet.frontend.ir", "ramet.frontend.errors", "ramet.frontend.backends.base")
+    known = ("ramet.frontend.ir", "ramet.frontend.errors", "ramet.frontend.backends.base", *SPECIFICATIONS)
     ours = [name for name in imports(parsed(path)) if under(name, "ramet.frontend") and name != "ramet.frontend"]
     assert [name for name in ours if not under(name, *known)] == []
 

@@ -10,10 +10,31 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ramet.frontend.backends.constrained import (
+    Kind,
+    broken,
+    chat_fields,
+    kind_of,
+    named,
+    of_objects,
+    refuse_lark,
+    refuse_promises,
+)
 from ramet.frontend.backends.http import Http, RemoteFailure
 from ramet.frontend.backends.remote import Emit, Item, Shape
 from ramet.frontend.errors import ConstraintError
-from ramet.frontend.ir import MAX_BIAS, AnyOp, FinishReason, Gen, Logprob, Meta, Role, Sampling, Select
+from ramet.frontend.ir import (
+    MAX_BIAS,
+    AnyOp,
+    FinishReason,
+    Gen,
+    JsonSchema,
+    Logprob,
+    Meta,
+    Role,
+    Sampling,
+    Select,
+)
 
 PLAIN = ("top_p", "frequency_penalty", "presence_penalty")
 EXTENDED = ("top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids", "ignore_eos")
@@ -22,13 +43,15 @@ MOST_STOPS = 4  # that OpenAI itself takes
 
 
 class ChatRemote:
-    """See `Remote`. `extended`: the server understands fields beyond OpenAI's. `home`: it is OpenAI's own."""
+    """See `Remote`. `extended`: the server understands fields beyond OpenAI's. `home`: it is OpenAI's own. `kind`:
+    whose it is; None is asked of the server once a constraint depends on it."""
 
-    def __init__(self, http: Http, model: str, *, extended: bool, home: bool) -> None:
+    def __init__(self, http: Http, model: str, *, extended: bool, home: bool, kind: Kind | None = None) -> None:
         self._http = http
         self._model = model
         self._extended = extended
         self._home = home
+        self._kind = kind
         self._token_ids: dict[str, tuple[int, ...]] = {}
 
     # -- before any request
@@ -42,6 +65,7 @@ class ChatRemote:
             self._check_place(op, shape)
             if isinstance(op, Gen):
                 self._check_sampling(op.sampling)
+                self._check_constraint(op)
             else:
                 self._check_choices(op)
 
@@ -78,6 +102,21 @@ class ChatRemote:
         if self._home and len(sampling.stop) > MOST_STOPS:
             raise ConstraintError(f"stop: {len(sampling.stop)} strings; OpenAI takes at most {MOST_STOPS}")
 
+    def _check_constraint(self, op: Gen) -> None:
+        refuse_promises(op)
+        if op.constraint is None:
+            return
+        if not isinstance(op.constraint, JsonSchema):
+            if not self._extended:
+                raise ConstraintError(
+                    f"{named(op.constraint)}: chat completions here cannot enforce it; use a json_schema, or a type "
+                    "that is written as JSON, or give extended=True if the server can"
+                )
+        elif self._home and not of_objects(op.constraint):
+            raise ConstraintError(
+                f"{named(op.constraint)}: OpenAI takes schemas of objects alone; make the value a field of one"
+            )
+
     def _check_choices(self, op: Select) -> None:
         if not self._extended:
             raise ConstraintError(
@@ -93,14 +132,39 @@ class ChatRemote:
 
     async def generate(self, items: Sequence[Item], op: Gen, seed: int, emit: Emit) -> tuple[str, Meta]:
         """See `Remote.generate`."""
-        body = self._body(items, op.sampling) | {"seed": seed}
+        body = self._body(items, op.sampling) | {"seed": seed} | await self._constrained(op)
         reading = _Reading(op.sampling.logprobs >= 0)
         async with contextlib.aclosing(self._http.stream("/chat/completions", body)) as events:
             async for event in events:
                 text, logprobs = reading.take(event)
                 if text:
                     emit(text, logprobs)
-        return reading.text, reading.meta()
+        meta = reading.meta()
+        problem = "" if op.sampling.stop else broken(op.constraint, reading.text, meta, patterns=False)
+        if problem:
+            raise RemoteFailure("generation", f"the server answered {reading.text[:80]!r}, which {problem}")
+        return reading.text, meta
+
+    async def _constrained(self, op: Gen) -> dict[str, Any]:
+        """The fields that say what the text must be, in the server's own spelling."""
+        if op.constraint is None or isinstance(op.constraint, JsonSchema):
+            return chat_fields(op.constraint, "")
+        if self._kind is None:
+            self._kind = await self._ask_kind()
+        if self._kind == "sglang":
+            try:
+                refuse_lark(op.constraint)
+            except ConstraintError as error:
+                raise RemoteFailure("constraint", error.message) from None
+        return chat_fields(op.constraint, self._kind)
+
+    async def _ask_kind(self) -> Kind:
+        try:
+            return kind_of(await self._http.json("GET", self._http.url.removesuffix("/v1") + "/server_info"))
+        except RemoteFailure as failure:
+            if failure.kind == "transport":
+                raise
+            return ""
 
     async def choose(self, items: Sequence[Item], op: Select) -> tuple[int, Meta]:
         """See `Remote.choose`. All choices' tokens get the same bias, far above any other token: the most likely of

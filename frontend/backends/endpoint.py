@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ramet.frontend.backends.base import Deliver, Session
 from ramet.frontend.backends.duplex import SocketProgram, Sockets
-from ramet.frontend.backends.http import Http, RemoteFailure, checked_key, checked_patience, checked_url
+from ramet.frontend.backends.http import RemoteFailure, checked_key, checked_patience, checked_url, connected
 from ramet.frontend.backends.loop import Loop
 from ramet.frontend.backends.remote import RemoteProgram
 from ramet.frontend.backends.sglang import GenerateRemote
@@ -41,7 +41,7 @@ class Endpoint:
         self._loop = Loop(f"Endpoint({self.url!r})")
         self._finalizer = weakref.finalize(self, self._loop.close)
         try:
-            self._http = self._loop.run(_connected(self._loop, self.url, headers, timeout, retries))
+            self._http = self._loop.run(connected(self._loop, self.url, headers, timeout, retries))
             self._sockets = Sockets(self.url, headers, timeout)
             self._loop.closers.append(self._sockets.close)
             info = self._ask("/server_info", "/get_server_info", "/get_model_info", "/model_info")
@@ -120,10 +120,3 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
-
-
-async def _connected(loop: Loop, url: str, headers: dict[str, str], timeout: float, retries: int) -> Http:
-    """The pool of connections, made on the loop that uses it."""
-    http = Http(url, headers, timeout, retries)
-    loop.closers.append(http.close)
-    return http

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from ramet.frontend.backends.loop import Loop
 from ramet.frontend.errors import FAILURES, EngineError, GenerationError
 
 CONNECTIONS = 128  # kept and opened at most, to one server
@@ -140,6 +141,13 @@ class Http:
         if failure.after is None or failed >= self._retries:
             raise failure
         await asyncio.sleep(pause(failure.after, failed))
+
+
+async def connected(loop: Loop, url: str, headers: Mapping[str, str], timeout: float, retries: int) -> Http:
+    """The pool of connections, made on the loop that uses it, and closed with it."""
+    http = Http(url, headers, timeout, retries)
+    loop.closers.append(http.close)
+    return http
 
 
 def pause(after: float, failed: int) -> float:

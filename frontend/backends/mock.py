@@ -31,9 +31,10 @@ class Mock:
     `answers`: a str, for every generation; a list, consumed in the order in which generations run; a dict from
     variable name ("*": any other) to a str, list or callable; or a callable (prompt, variable) → str. An answer may
     be `Mock.PENDING`: it comes when `release(variable, text)` is called. A select takes the answer if it is one of
-    its choices, else its first choice. `fail` maps variables to an exception or a message; a callable that raises
-    fails its generation too. `logprob` is the mean logprob that every generation reports; `context_length` is in
-    words. `prompts` lists the text before each generation and choice.
+    its choices, else its first choice. An answer that breaks its generation's regex or choices, or is no JSON where a
+    schema asks for it, fails that generation. `fail` maps variables to an exception or a message; a callable that
+    raises fails its generation too. `logprob` is the mean logprob that every generation reports; `context_length` is
+    in words. `prompts` lists the text before each generation and choice.
     """
 
     PENDING = Pending()

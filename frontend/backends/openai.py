@@ -13,7 +13,8 @@ from typing import Self
 
 from ramet.frontend.backends.base import Deliver, Session
 from ramet.frontend.backends.chat import ChatRemote
-from ramet.frontend.backends.http import Http, RemoteFailure, checked_key, checked_patience, checked_url
+from ramet.frontend.backends.constrained import Kind, kind_of
+from ramet.frontend.backends.http import RemoteFailure, checked_key, checked_patience, checked_url, connected
 from ramet.frontend.backends.loop import Loop
 from ramet.frontend.backends.remote import RemoteProgram
 from ramet.frontend.errors import EngineError
@@ -26,11 +27,13 @@ class OpenAI:
     """Runs programs over `POST {base_url}/chat/completions` of `model`.
 
     `base_url` and `api_key` default to `OPENAI_BASE_URL` (else OpenAI's own) and `OPENAI_API_KEY`. Text stands in
-    messages: `s.user(...)`, `s.assistant(gen(...))`, `s.reply(...)`. Refused before any request: text outside of
-    messages, and, unless the server is `extended`: text before a generation in the same assistant turn, select, top_k,
-    min_p, repetition_penalty, min_tokens, stop_token_ids, ignore_eos, the role "tool". `extended` says that the server
-    understands these fields and `continue_final_message`, `/tokenize` (ramet, SGLang and vLLM do); None asks the
-    server's `/server_info`. There a select whose choices are one token each is made by `logit_bias`; others fail.
+    messages: `s.user(...)`, `s.assistant(gen(...))`, `s.reply(...)`. A schema, and a type that is written as JSON, is a
+    strict `response_format` (OpenAI itself takes objects alone); how white space stands in it is the server's business.
+    Refused before any request: text outside of messages, jump="exact" and "off", and, unless the server is `extended`:
+    text before a generation in the same assistant turn, select, other constraints, top_k, min_p, repetition_penalty,
+    min_tokens, stop_token_ids, ignore_eos, the role "tool". `extended` says that the server understands these fields
+    and `continue_final_message`, `/tokenize` (ramet, SGLang and vLLM do); None asks the server's `/server_info`. There
+    a select whose choices are one token each is made by `logit_bias`; others fail.
 
     The program's seed is sent as each generation's own; how far it is kept is the server's business. `logprobs` have no
     token ids (-1). `timeout` (seconds) is the longest silence; `retries` is how often a request is sent again of which
@@ -58,25 +61,26 @@ class OpenAI:
         self._loop = Loop(f"OpenAI({model!r})")
         self._finalizer = weakref.finalize(self, self._loop.close)
         try:
-            self._http = self._loop.run(_connected(self._loop, self.url, headers, timeout, retries))
-            self.extended = self._ask_extended() if extended is None else extended
+            self._http = self._loop.run(connected(self._loop, self.url, headers, timeout, retries))
+            kind = self._ask_kind() if extended is None else None
         except BaseException:
             self.close()
             raise
-        self._remote = ChatRemote(self._http, model, extended=self.extended, home=self.url == HOME)
+        self.extended = bool(kind) if extended is None else extended
+        self._remote = ChatRemote(self._http, model, extended=self.extended, home=self.url == HOME, kind=kind)
 
-    def _ask_extended(self) -> bool:
-        """Whether the server is one of those that understand the extended fields."""
+    def _ask_kind(self) -> Kind:
+        """Whose server it is, of those that are known to understand the extended fields."""
         if self.url == HOME:
-            return False
+            return ""
         root = self.url.removesuffix("/v1")
         try:
             info = self._loop.run(self._http.json("GET", root + "/server_info"))
         except RemoteFailure as failure:
             if failure.kind == "transport":
                 raise failure.error() from None
-            return False
-        return isinstance(info, dict) and (info.get("server") == "ramet" or "model_path" in info)
+            return ""
+        return kind_of(info)
 
     def open(self, header: Header, deliver: Deliver) -> Session:
         """See `Backend.open`."""
@@ -111,9 +115,3 @@ class OpenAI:
 
     def __repr__(self) -> str:
         return f"OpenAI({self.model!r}, base_url={self.url!r})"
-
-
-async def _connected(loop: Loop, url: str, headers: dict[str, str], timeout: float, retries: int) -> Http:
-    http = Http(url, headers, timeout, retries)
-    loop.closers.append(http.close)
-    return http

@@ -48,6 +48,7 @@ from ramet.frontend.ir import (
     Text,
     Token,
     Tokens,
+    Tools,
     Usage,
 )
 
@@ -152,6 +153,8 @@ class RemoteProgram:
             raise StateError(f"seq={op.seq!r}: no such sequence; fork it first")
         if isinstance(op, Tokens | Score):
             raise ConstraintError(f"{type(op).__name__}: this server takes text; use ramet.Engine or a ramet server")
+        if isinstance(op, Tools):
+            raise ConstraintError("tools: this server is told of none here; use ramet.Engine or a ramet server")
         self._remote.check(op, shape)
         if isinstance(op, Role):
             begins = op.edge == "begin"

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ramet.frontend.backends.constrained import broken, refuse_lark, refuse_promises, sglang_fields
 from ramet.frontend.backends.http import Http, RemoteFailure
 from ramet.frontend.backends.remote import Edge, Emit, Item, Shape
 from ramet.frontend.errors import ConstraintError
@@ -36,17 +37,21 @@ class GenerateRemote:
             )
         if isinstance(op, Gen | Select) and not shape.loose:
             raise ConstraintError("empty prompt: append text before the first gen or select")
-        if isinstance(op, Gen) and op.sampling.seed is not None:
-            raise ConstraintError(
-                f"seed={op.sampling.seed}: /generate has no seed of a request that every server keeps; leave it out"
-            )
+        if isinstance(op, Gen):
+            if op.sampling.seed is not None:
+                raise ConstraintError(
+                    f"seed={op.sampling.seed}: /generate has no seed of a request that every server keeps; leave it out"
+                )
+            refuse_promises(op)
+            refuse_lark(op.constraint)
         if isinstance(op, Select) and (len(set(op.choices)) != len(op.choices) or not all(op.choices)):
             raise ConstraintError("choices: must be distinct and non-empty")
 
     async def generate(self, items: Sequence[Item], op: Gen, seed: int, emit: Emit) -> tuple[str, Meta]:
         """See `Remote.generate`."""
         wanted = op.sampling.logprobs
-        body: dict[str, Any] = {"text": _text(items), "sampling_params": _sampling(op.sampling), "stream": True}
+        sampling = _sampling(op.sampling) | sglang_fields(op.constraint)
+        body: dict[str, Any] = {"text": _text(items), "sampling_params": sampling, "stream": True}
         if wanted >= 0:
             body |= {"return_logprob": True, "top_logprobs_num": wanted, "return_text_in_logprobs": True}
         text, told = "", 0
@@ -62,7 +67,11 @@ class GenerateRemote:
                 text += new
         if not info.get("finish_reason"):
             raise RemoteFailure("transport", "the server's stream ended without a finish reason")
-        return text, _meta(info, _logprobs(info) if wanted >= 0 else ())
+        meta = _meta(info, _logprobs(info) if wanted >= 0 else ())
+        problem = broken(op.constraint, text, meta, patterns=False)
+        if problem:
+            raise RemoteFailure("generation", f"the server answered {text[:80]!r}, which {problem}")
+        return text, meta
 
     async def choose(self, items: Sequence[Item], op: Select) -> tuple[int, Meta]:
         """See `Remote.choose`. Three requests at most: cache the prefix and learn its length; score all choices behind

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ramet.frontend.backends.base import Deliver
+from ramet.frontend.backends.constrained import broken
 from ramet.frontend.backends.script import Pending, Script
 from ramet.frontend.errors import FAILURES
 from ramet.frontend.ir import (
@@ -38,6 +39,7 @@ from ramet.frontend.ir import (
     Started,
     Text,
     Token,
+    Tools,
     Usage,
 )
 
@@ -187,6 +189,8 @@ class Simulation:
                 text = f"<|{role}|>\n" if edge == "begin" else "<|end|>\n"
                 seq.text += text
                 self._emit(Rendered(op=op.id, seq=op.seq, text=text))
+            case Tools():
+                self._emit(Rendered(op=op.id, seq=op.seq, text=""))
             case Fork(into=into):
                 for path in into:
                     child = self._sequences[path]
@@ -237,13 +241,7 @@ class Simulation:
         words, reason, matched = _limited(answer, op.sampling)
         logprobs = tuple(Logprob(index, word, self._logprob) for index, word in enumerate(words))
         wanted = op.sampling.logprobs >= 0
-        for word, logprob in zip(words, logprobs, strict=True):
-            self._emit(Token(op=op.id, seq=op.seq, text=word, var=op.var, logprobs=(logprob,) if wanted else ()))
         prompt, text = len(WORDS.findall(seq.text)), "".join(words)
-        seq.text += text
-        self._values[op.id] = text
-        self._calls, self._prompt = self._calls + 1, self._prompt + prompt
-        self._generated += len(words)
         meta = Meta(
             finish_reason="length" if reason == "length" else "stop",
             matched=matched,
@@ -252,6 +250,16 @@ class Simulation:
             logprobs=logprobs if wanted else (),
             mean_logprob=self._logprob if words else None,
         )
+        problem = broken(op.constraint, text, meta, patterns=True)
+        if problem:
+            self._fail(op, "generation", f"the mock's answer {text!r} for {op.var!r} {problem}")
+            return
+        for word, logprob in zip(words, logprobs, strict=True):
+            self._emit(Token(op=op.id, seq=op.seq, text=word, var=op.var, logprobs=(logprob,) if wanted else ()))
+        seq.text += text
+        self._values[op.id] = text
+        self._calls, self._prompt = self._calls + 1, self._prompt + prompt
+        self._generated += len(words)
         self._emit(Finished(op=op.id, seq=op.seq, value=text, meta=meta, var=op.var))
 
     def _fail(self, op: AnyOp, kind: str, message: str) -> None:

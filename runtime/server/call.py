@@ -6,6 +6,7 @@ In: a protocol module (`generate`, `completions`, `chat`, ...) parses a body int
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ramet.frontend import ir
@@ -33,11 +34,14 @@ class Message:
 @dataclass(frozen=True, slots=True)
 class Chat:
     """Messages for the model's chat template. `continue_final`: the last message is left open and goes on; else an
-    assistant message is begun, unless `begin_reply` is False."""
+    assistant message is begun, unless `begin_reply` is False, with `opening`, which is no part of the answer. The model
+    is told of `tools` in front of the first message."""
 
     messages: tuple[Message, ...]
     continue_final: bool = False
     begin_reply: bool = True
+    opening: str = ""
+    tools: tuple[ir.Tool, ...] = ()
 
 
 Prompt = str | tuple[int, ...] | Chat
@@ -58,7 +62,8 @@ class Call:
 
     A prompt's completions share everything computed for it: they are the branches of one fork. `sampling.seed` None
     draws a fresh seed, and equal prompts differ: `apart` is set with it, so that each prompt has noise of its own.
-    `salt` is added to the caller's cache namespace. `timeout` in seconds.
+    `salt` is added to the caller's cache namespace. `timeout` in seconds. Every completion is held to `constraint`,
+    which the client asked for in `field` of its request; `places` are those of the tools that can be called.
     """
 
     prompts: tuple[Prompt, ...]
@@ -70,6 +75,10 @@ class Call:
     priority: int = 0
     timeout: float | None = None
     apart: bool = False
+    constraint: ir.Constraint | None = None
+    jump: ir.Jump = "canonical"
+    field: str = ""
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +94,18 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """New text of completion `choice` (0..n-1) of prompt `prompt`; `meta` closes it (then `text` is what was left)."""
+    """New text of completion `choice` (0..n-1) of prompt `prompt`; `meta` closes it (then `text` is what was left).
+    `tokens` are the ids of the tokens whose text ends in it."""
 
     prompt: int
     choice: int
     text: str
     logprobs: tuple[ir.Logprob, ...] = ()
     meta: ir.Meta | None = None
+    tokens: tuple[int, ...] = ()
+
+
+Outs = Sequence[Begun | Piece]  # of one call, what arrived together; of each completion one piece at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +147,8 @@ class Answer:
     def completion_tokens(self) -> int:
         """Sum over completions."""
         return sum(c.meta.completion_tokens for p in self.prompts for c in p.completions)
+
+    @property
+    def forced_tokens(self) -> int:
+        """Of these, known without a decode step of their own."""
+        return sum(c.meta.forced_tokens for p in self.prompts for c in p.completions)

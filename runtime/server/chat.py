@@ -6,10 +6,8 @@ finish reason, the usage. The same call as every other protocol's; messages go t
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -17,20 +15,20 @@ import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict, Field
 
-from ramet.frontend import ir
 from ramet.runtime.server import forms
-from ramet.runtime.server.call import Answer, Begun, Call, Caller, Chat, Completion, Piece
+from ramet.runtime.server.call import Call, Caller, Chat
+from ramet.runtime.server.chat_answers import Shown, chunks, whole
+from ramet.runtime.server.constraints import constraint_of, jump_of
 from ramet.runtime.server.conversation import ChatMessage, chat_of
 from ramet.runtime.server.failures import bad
 from ramet.runtime.server.metrics import Metrics
-from ramet.runtime.server.raw import ending, opened
 from ramet.runtime.server.sampling import count_of, given, sampling_of
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
-from ramet.runtime.server.shapes import usage
+from ramet.runtime.server.speech import Hearing, Manner
 from ramet.runtime.server.status import check_model
+from ramet.runtime.server.toolcalls import chat_offer
 from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply, sse
-from ramet.runtime.text import Tokenizer
 
 Who = Depends(caller_of)
 
@@ -83,8 +81,12 @@ class ChatCompletionRequest(Body):
     stream_options: StreamOptions | None = None
     continue_final_message: bool | None = Field(default=None, description="go on with the last message")
     add_generation_prompt: bool | None = Field(default=None, description="false: begin no message of the assistant")
-    response_format: dict[str, Any] | None = Field(default=None, description='{"type": "text"} or nothing')
-    tools: list[dict[str, Any]] | None = Field(default=None, description="not offered: an empty list or nothing")
+    response_format: dict[str, Any] | None = Field(default=None, description="text, json_object, json_schema, ...")
+    tools: list[dict[str, Any]] | None = Field(default=None, description="functions, and custom tools; at most 128")
+    tool_choice: Any = Field(default=None, description='"auto", "none", "required", or a tool')
+    parallel_tool_calls: Any = Field(default=None, description="false: one call at most")
+    functions: list[dict[str, Any]] | None = Field(default=None, description="the older name of tools")
+    function_call: Any = Field(default=None, description="the older name of tool_choice")
     cache_salt: str | None = Field(default=None, description="a prefix cache of its own")
     priority: int | None = Field(default=None, ge=-(1 << 31), lt=1 << 31, description="higher goes first")
     timeout: float | None = Field(default=None, description="seconds, the queue included")
@@ -92,59 +94,11 @@ class ChatCompletionRequest(Body):
     request_id: str | None = Field(default=None, description="the same")
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What an answer shows besides text, and what all its chunks have in common."""
-
-    id: str
-    model: str
-    created: int
-    n: int
-    fingerprint: str
-    tokenizer: Tokenizer
-    logprobs: bool = False
-    as_ids: bool = False
-    untrimmed: bool = False
-    prompt_ids: tuple[int, ...] | None = None
-    usage: bool = False
-    continuous: bool = False
-
-    def head(self, kind: str) -> dict[str, Any]:
-        """The fields that every answer and chunk begins with."""
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-        }
-
-    def logs(self, logs: tuple[ir.Logprob, ...]) -> dict[str, Any] | None:
-        """A choice's `logprobs`."""
-        if not self.logprobs:
-            return None
-        content = forms.token_logprobs(self.tokenizer, logs, as_ids=self.as_ids)
-        return {"content": content, "refusal": None}
-
-    def end(self, meta: ir.Meta) -> dict[str, Any]:
-        """How a choice ended. `stop_reason` (vLLM's) is null for an end token, `matched_stop` (SGLang's) is its id."""
-        is_eos = isinstance(meta.matched, int) and meta.matched in self.tokenizer.eos
-        ended: dict[str, Any] = {
-            "finish_reason": "length" if meta.finish_reason == "length" else "stop",
-            "stop_reason": None if is_eos else meta.matched,
-            "matched_stop": meta.matched,
-        }
-        return ended if self.prompt_ids is None else {**ended, "token_ids": list(meta.tokens)}
-
-    def tail(self, meta: ir.Meta) -> str:
-        """The stop itself, for those who want it in the text."""
-        return ending(self.tokenizer, meta, special=False) if self.untrimmed else ""
-
-
 def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     """Routes of this module."""
     routes = APIRouter(route_class=StrictRoute, tags=["openai"])
     fingerprint = f"ramet-{metadata.version('ramet')}"
+    manner = Manner.of(service.template)
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request, caller: Caller = Who) -> Response:
@@ -153,8 +107,9 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
         if body.stream_options is not None:
             notes += noted(body.stream_options, settings)
         caller = forms.labelled(caller, given(body), service)
-        call, more = call_of(body, service, settings)
-        shown = await shown_of(body, call, service, caller, fingerprint)
+        call, hearing, more = call_of(body, manner, service, settings)
+        more += await service.compiled(call)
+        shown = replace(await shown_of(body, call, service, caller, fingerprint), hearing=hearing)
         if body.stream:
             return await sse(chunks(service, call, caller, shown), request, caller, notes=(*notes, *more))
         answer = await attended(request, service.complete(call, caller))
@@ -163,11 +118,14 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     return routes
 
 
-def call_of(body: ChatCompletionRequest, service: Service, settings: Settings) -> tuple[Call, tuple[str, ...]]:
-    """The call that a body asks for, and sentences about what was left out of it. Raises `Failure` 400, 404."""
+def call_of(
+    body: ChatCompletionRequest, manner: Manner, service: Service, settings: Settings
+) -> tuple[Call, Hearing, tuple[str, ...]]:
+    """The call that a body asks for, how what it says is read, and sentences about what was left out of it. Raises
+    `Failure` 400, 404."""
     check_model(service, service.names[0] if body.model is None else body.model)
     fields = given(body)
-    forms.refuse_others(fields)
+    forms.refuse_others(fields, thinks=manner.thinking is not None)
     if body.stream_options is not None and not body.stream:
         raise bad("`stream_options` needs `stream`: true", "stream_options")
     chat, notes = chat_of(
@@ -176,7 +134,9 @@ def call_of(body: ChatCompletionRequest, service: Service, settings: Settings) -
         continue_final=body.continue_final_message,
         begin_reply=body.add_generation_prompt,
         strict=settings.strict_requests,
+        told=manner.told(),
     )
+    chat, hearing = manner.hearing(chat, chat_offer(fields), constraint_of(fields), fields)
     sampling = sampling_of(fields, protocol="openai", default_max_tokens=None)
     if sampling.logprobs < 0 and body.stream_options is not None and body.stream_options.continuous_usage_stats:
         sampling = msgspec.structs.replace(sampling, logprobs=0)  # each piece of text then tells how many tokens it is
@@ -187,8 +147,10 @@ def call_of(body: ChatCompletionRequest, service: Service, settings: Settings) -
         salt=forms.salt_of(body.cache_salt),
         priority=body.priority or 0,
         timeout=forms.seconds_of(body.timeout),
+        jump=jump_of(fields),
+        **hearing.held,
     )
-    return call, notes
+    return call, hearing, notes
 
 
 async def shown_of(
@@ -212,98 +174,3 @@ async def shown_of(
         usage=bool(options.include_usage),
         continuous=bool(options.continuous_usage_stats),
     )
-
-
-# -- one answer
-
-
-def whole(answer: Answer, shown: Shown) -> dict[str, Any]:
-    """A `chat.completion`."""
-    (answered,) = answer.prompts
-    payload = {
-        **shown.head("chat.completion"),
-        "choices": [_choice(k, each, shown) for k, each in enumerate(answered.completions)],
-        "usage": usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens),
-    }
-    return payload if shown.prompt_ids is None else {**payload, "prompt_token_ids": list(shown.prompt_ids)}
-
-
-def _choice(index: int, completion: Completion, shown: Shown) -> dict[str, Any]:
-    text = completion.text + shown.tail(completion.meta)
-    return {
-        "index": index,
-        "message": {"role": "assistant", "content": text, "refusal": None},
-        "logprobs": shown.logs(completion.meta.logprobs),
-        **shown.end(completion.meta),
-    }
-
-
-# -- a stream
-
-
-@dataclass(slots=True)
-class _Spent:
-    """Usage so far."""
-
-    prompt: int = 0
-    cached: int = 0
-    hits: list[int] = field(default_factory=list)  # cached tokens of each finished choice
-    generated: list[int] = field(default_factory=list)  # tokens of each choice
-
-    def take(self, out: Begun | Piece) -> None:
-        """Count an event. Until a choice ends, only tokens that came with logprobs are counted."""
-        if isinstance(out, Begun):
-            self.prompt, self.cached = out.prompt_tokens, out.cached_tokens
-        elif out.meta is None:
-            self.generated[out.choice] += len(out.logprobs)
-        else:
-            self.generated[out.choice] = out.meta.completion_tokens
-            self.hits.append(out.meta.cached_tokens)
-            if len(self.hits) == len(self.generated):
-                self.cached = min(self.hits)  # the choice that computed the prompt says what it found
-
-    def usage(self) -> dict[str, Any]:
-        """In OpenAI's shape."""
-        return usage(self.prompt, sum(self.generated), self.cached)
-
-
-async def chunks(service: Service, call: Call, caller: Caller, shown: Shown) -> AsyncGenerator[dict[str, Any], None]:
-    """`chat.completion.chunk`s: the role of each choice, then text as it comes, the last chunk of a choice with its
-    finish reason, and the usage at the very end where it was asked for."""
-    head, spent = shown.head("chat.completion.chunk"), _Spent(generated=[0] * call.n)
-
-    def chunk(*choices: dict[str, Any]) -> dict[str, Any]:
-        made = {**head, "choices": list(choices)}
-        if shown.continuous:
-            return {**made, "usage": spent.usage()}
-        return {**made, "usage": None} if shown.usage else made
-
-    async with contextlib.aclosing(opened(service, call, caller)) as outs:
-        async for out in outs:
-            spent.take(out)
-            if isinstance(out, Begun):
-                for index in range(call.n):
-                    first = chunk(_delta(index, {"role": "assistant", "content": ""}))
-                    known = index == 0 and shown.prompt_ids is not None
-                    yield {**first, "prompt_token_ids": list(shown.prompt_ids or ())} if known else first
-                continue
-            for delta in _deltas(out, shown):
-                yield chunk(delta)
-    if shown.usage:
-        yield {**head, "choices": [], "usage": spent.usage()}
-
-
-def _deltas(piece: Piece, shown: Shown) -> list[dict[str, Any]]:
-    """The choices that tell of a piece: its text, then its end."""
-    found = []
-    text = piece.text + (shown.tail(piece.meta) if piece.meta else "")
-    logs = shown.logs(piece.logprobs) if piece.logprobs else None
-    if text or logs:
-        found.append(_delta(piece.choice, {"content": text}, logprobs=logs))
-    if piece.meta is not None:
-        found.append(_delta(piece.choice, {}, **shown.end(piece.meta)))
-    return found
-
-
-def _delta(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}

@@ -7,8 +7,10 @@ prompts, streams of them. With `echo` and `logprobs` the prompt's own tokens are
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,14 +20,22 @@ from pydantic import ConfigDict, Field
 from ramet.frontend import ir
 from ramet.runtime.server import raw
 from ramet.runtime.server.call import Answer, Answered, Begun, Call, Caller, Completion, Scoring
+from ramet.runtime.server.constraints import FIELDS, constraint_of, jump_of
 from ramet.runtime.server.failures import bad, unsupported
 from ramet.runtime.server.metrics import Metrics
-from ramet.runtime.server.sampling import count_of, given, length_of, refuse_constraints, sampling_of
+from ramet.runtime.server.sampling import (
+    count_of,
+    given,
+    length_of,
+    refuse_tools,
+    refuse_unoffered,
+    sampling_of,
+)
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
 from ramet.runtime.server.shapes import Choice, Look, prompt_table, usage
 from ramet.runtime.server.status import check_model
-from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply, sse
+from ramet.runtime.server.wire import Batches, Body, StrictRoute, attended, caller_of, extended, noted, reply, sse
 
 Who = Depends(caller_of)
 DEFAULT_LENGTH = 16
@@ -92,13 +102,14 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     @routes.post("/v1/completions")
     async def completions(body: Completions, request: Request, caller: Caller = Who) -> Response:
         """Go on from a prompt, or from many."""
-        notes = noted(body, settings, ignored=_NO_EFFECT)
+        notes = noted(body, settings, ignored=FIELDS.union(_NO_EFFECT))
         if body.stream_options is not None:
             notes += noted(body.stream_options, settings)
         if body.model is not None:
             check_model(service, body.model)
         look = look_of(body)
         call = await call_of(body, service, look)
+        notes += await service.compiled(call)
         known = await _known(body, call, service, look)
         head = {
             "id": f"cmpl-{caller.label}",
@@ -121,7 +132,8 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
 
 def look_of(body: Completions) -> Look:
     """What the answer shows. Raises `Failure` 400 for what cannot be shown."""
-    refuse_constraints(given(body))
+    refuse_unoffered(given(body))
+    refuse_tools(given(body))
     if body.suffix:
         raise unsupported("suffix", "`suffix` is not supported: the model only continues text; leave it out")
     stream = bool(body.stream)
@@ -174,6 +186,7 @@ async def call_of(body: Completions, service: Service, look: Look) -> Call:
         # A first token that ends the text has a place in `logprobs` too (lm-eval drops the last place, whatever it
         # is), so it is sampled as a token like others; `Choice` says "stop" for it.
         sampling = msgspec.structs.replace(sampling, ignore_eos=True)
+    wanted = constraint_of(fields)
     scored = [top for top in (look.logprobs if look.echo else None, look.prompt_logprobs) if top is not None]
     return Call(
         prompts,
@@ -184,6 +197,9 @@ async def call_of(body: Completions, service: Service, look: Look) -> Call:
         salt=body.cache_salt or "",
         priority=body.priority or 0,
         timeout=body.timeout,
+        constraint=None if wanted is None else wanted.constraint,
+        jump=jump_of(fields),
+        field="" if wanted is None else wanted.field,
     )
 
 
@@ -229,7 +245,7 @@ def whole(service: Service, answer: Answer, look: Look, known: list[Known]) -> d
             choices.append(written)
     return {
         "choices": choices,
-        "usage": usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens),
+        "usage": usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens, answer.forced_tokens),
     }
 
 
@@ -239,10 +255,10 @@ def _best(answered: Answered, look: Look) -> list[Completion]:
         return [Completion("", ir.Meta(finish_reason="length"))] * look.n
     if look.best == look.n:
         return list(answered.completions)
-    low = float("-inf")
 
     def mean(done: Completion) -> float:
-        return low if done.meta.mean_logprob is None else done.meta.mean_logprob
+        known = [each.logprob for each in done.meta.logprobs if not math.isnan(each.logprob)]
+        return sum(known) / len(known) if known else 0.0  # all of it was forced: there was no choice
 
     return sorted(answered.completions, key=mean, reverse=True)[: look.n]
 
@@ -258,35 +274,40 @@ async def streamed(
     look: Look,
     known: list[Known],
     head: dict[str, Any],
-) -> AsyncGenerator[Any, None]:
+) -> Batches:
     """Chunks of all choices as they come; the last one, when it is asked for, has no choices and the usage."""
     choices: dict[tuple[int, int], Choice] = {}
-    totals = [0, 0, 0]  # prompt, completion, cached tokens
+    totals = [0, 0, 0, 0]  # prompt, completion, cached, forced tokens
+    begin = msgspec.json.encode(head)
 
-    def chunk(written: list[dict[str, Any]], told: bool) -> dict[str, Any]:
-        event: dict[str, Any] = {**head, "choices": written}
+    def chunk(written: list[dict[str, Any]], told: bool) -> bytes:
+        event: dict[str, Any] = {"choices": written}
         if look.usage or look.counting:
             event["usage"] = usage(*totals) if told else None
-        return event
+        return extended(begin, event)
 
-    feed = raw.opened(service, call, caller)
-    try:
-        async for out in feed:
-            if isinstance(out, Begun):
-                totals[0] += out.prompt_tokens
-                totals[2] += out.cached_tokens
-                mine = [Choice(service, look, out.prompt * look.n + k, out, *known[out.prompt]) for k in range(look.n)]
-                choices |= {(out.prompt, k): choice for k, choice in enumerate(mine)}
-                if look.echo or not call.generate:
-                    first = await asyncio.to_thread(_opened, mine, not call.generate)
-                    yield chunk(first, look.counting)
-                continue
-            choice = choices[out.prompt, out.choice]
-            before = choice.made
-            written = choice.grown(out)
-            totals[1] += choice.made - before
-            yield chunk([written], look.counting)
-        if look.usage:
-            yield chunk([], True)
-    finally:
-        await feed.aclose()
+    async with contextlib.aclosing(service.stream(call, caller)) as stream:
+        async for outs in stream:
+            made: list[bytes] = []
+            for out in outs:
+                if isinstance(out, Begun):
+                    totals[0] += out.prompt_tokens
+                    totals[2] += out.cached_tokens
+                    mine = [
+                        Choice(service, look, out.prompt * look.n + k, out, *known[out.prompt]) for k in range(look.n)
+                    ]
+                    choices |= {(out.prompt, k): choice for k, choice in enumerate(mine)}
+                    if look.echo or not call.generate:
+                        first = await asyncio.to_thread(_opened, mine, not call.generate)
+                        made.append(chunk(first, look.counting))
+                    continue
+                choice = choices[out.prompt, out.choice]
+                before = choice.made
+                written = choice.grown(out)
+                totals[1] += choice.made - before
+                totals[3] += 0 if out.meta is None else out.meta.forced_tokens
+                made.append(chunk([written], look.counting))
+            if made:
+                yield made
+    if look.usage:
+        yield [chunk([], True)]

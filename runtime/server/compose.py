@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from ramet.frontend import ir
+from ramet.frontend import errors, ir
 from ramet.runtime import messages as m
+from ramet.runtime.client import EngineClient
 from ramet.runtime.lower import Lowering
 from ramet.runtime.server import failures
 from ramet.runtime.server.bridge import EngineLost, Item
 from ramet.runtime.server.call import Begun, Call, Caller, Chat, Completion, Piece, Prompt
+from ramet.runtime.server.constraints import refused
 from ramet.runtime.server.failures import Failure
 
 CHARACTERS = 16  # of a prompt, for each token of context: more is refused before it is tokenised (R12)
@@ -53,11 +55,15 @@ def prompt_ops(prompt: Prompt) -> list[ir.AnyOp]:
     if isinstance(prompt, str):
         ops.append(ir.Text(id=here(), seq=ir.ROOT, parts=(prompt,)))
     elif isinstance(prompt, Chat):
+        if prompt.tools:
+            ops.append(ir.Tools(id=here(), seq=ir.ROOT, tools=prompt.tools))
         last = len(prompt.messages) - 1
         for n, each in enumerate(prompt.messages):
             message(each.role, each.content, close=n < last or not prompt.continue_final)
         if prompt.begin_reply and not prompt.continue_final:
             ops.append(ir.Role(id=here(), seq=ir.ROOT, role="assistant", edge="begin"))
+            if prompt.opening:
+                ops.append(ir.Text(id=here(), seq=ir.ROOT, parts=(prompt.opening,)))
     else:
         ops.append(ir.Tokens(id=here(), seq=ir.ROOT, ids=tuple(prompt)))
     return ops
@@ -70,6 +76,10 @@ def layout(prompt: Prompt, call: Call, place: int = 0) -> Layout:
     sampling = call.sampling
     if call.apart and sampling.seed is not None:
         sampling = msgspec.structs.replace(sampling, seed=sampling.seed + place)
+
+    def gen(at: str, seq: str) -> ir.Gen:
+        return ir.Gen(id=at, seq=seq, var="choice", sampling=sampling, constraint=call.constraint, jump=call.jump)
+
     score = ""
     if call.scoring is not None or not call.generate:
         score = f"{ir.ROOT}.{len(ops)}"
@@ -79,19 +89,36 @@ def layout(prompt: Prompt, call: Call, place: int = 0) -> Layout:
         return Layout(tuple(ops), score, (), ir.ROOT)
     at = f"{ir.ROOT}.{len(ops)}"
     if call.n == 1:
-        ops.append(ir.Gen(id=at, seq=ir.ROOT, var="choice", sampling=sampling))
+        ops.append(gen(at, ir.ROOT))
         return Layout(tuple(ops), score, (at,), ir.ROOT)
     branches = tuple(f"{at}.b{i}" for i in range(call.n))
     ops.append(ir.Fork(id=at, seq=ir.ROOT, into=branches))
     gens = tuple(f"{branch}.0" for branch in branches)
-    for gen, branch in zip(gens, branches, strict=True):
-        ops.append(ir.Gen(id=gen, seq=branch, var="choice", sampling=sampling))
+    ops += [gen(name, branch) for name, branch in zip(gens, branches, strict=True)]
     return Layout(tuple(ops), score, gens, branches[0])
+
+
+def compiled(call: Call, client: EngineClient) -> tuple[str, ...]:
+    """Compile the constraint of a call, so that lowering finds it compiled. Sentences about what the text is held to
+    less strictly than the constraint says. Raises `Failure` 400, 503."""
+    constraint = call.constraint
+    if isinstance(constraint, ir.Calls):
+        constraint = client.template.tool_format.structure(constraint)
+    if constraint is None or not call.generate:
+        return ()
+    try:
+        return client.compiler.compile(constraint).notes
+    except errors.ConstraintError as error:
+        raise refused(error, call.field, call.places) from None
+    except errors.EngineError as error:
+        raise failures.unavailable(str(error), 1.0) from None
 
 
 def check_size(prompt: Prompt, context: int) -> None:
     """`Failure` 400 for a text that cannot fit `context` tokens whatever its tokens are: it is not even tokenised."""
     texts = [message.content for message in prompt.messages] if isinstance(prompt, Chat) else [prompt]
+    if isinstance(prompt, Chat):
+        texts += [tool.name + tool.description + tool.parameters for tool in prompt.tools]
     size = sum(map(len, texts))
     if isinstance(prompt, tuple):
         if size > context:
@@ -102,7 +129,6 @@ def check_size(prompt: Prompt, context: int) -> None:
             f"This model's maximum context length is {context} tokens. However, your prompt has {size} characters, "
             f"more than {CHARACTERS} for each of them. Please reduce the length of the prompt.",
             code="context_length_exceeded",
-            param="messages" if isinstance(prompt, Chat) else "prompt",
         )
 
 
@@ -158,6 +184,8 @@ class _Choice:
     logged: int = 0  # logprobs
     text: list[str] = field(default_factory=list)
     logprobs: list[ir.Logprob] = field(default_factory=list)
+    counted: int = 0  # tokens
+    tokens: list[int] = field(default_factory=list)
     meta: ir.Meta | None = None
 
 
@@ -186,6 +214,7 @@ class Reading:
                 choice = held[prompt, event.op] = self._choices[prompt, event.op]
                 choice.text.append(event.text)
                 choice.logprobs += event.logprobs
+                choice.tokens += event.tokens
             elif isinstance(event, ir.Finished) and event.op != self._layouts[prompt].score:
                 choice = held[prompt, event.op] = self._choices[prompt, event.op]
                 self._close(choice, event)
@@ -203,6 +232,7 @@ class Reading:
         choice.text.append(event.value[known:])
         logged = choice.logged + len(choice.logprobs)
         choice.logprobs += event.meta.logprobs[logged:]
+        choice.tokens += event.meta.tokens[choice.counted + len(choice.tokens) :]
         choice.meta = event.meta
 
     def _other(self, prompt: int, event: ir.Event) -> list[Begun | Piece]:
@@ -223,12 +253,14 @@ class Reading:
 
 
 def _piece(choice: _Choice) -> Piece:
-    text, logprobs = "".join(choice.text), tuple(choice.logprobs)
+    text, logprobs, tokens = "".join(choice.text), tuple(choice.logprobs), tuple(choice.tokens)
     choice.sent += len(text)
     choice.logged += len(logprobs)
+    choice.counted += len(tokens)
     choice.text.clear()
     choice.logprobs.clear()
-    return Piece(choice.prompt, choice.index, text, logprobs, choice.meta)
+    choice.tokens.clear()
+    return Piece(choice.prompt, choice.index, text, logprobs, choice.meta, tokens)
 
 
 def failure_of(kind: str, message: str) -> Failure:

@@ -25,7 +25,7 @@ from ramet.runtime.server.call import Caller, Chat, Message
 from ramet.runtime.server.compose import check_size, failure_of
 from ramet.runtime.server.failures import Failure, bad, unsupported
 from ramet.runtime.server.metrics import Metrics
-from ramet.runtime.server.sampling import given
+from ramet.runtime.server.sampling import given, refuse_constraints
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
 from ramet.runtime.server.shapes import usage
@@ -147,6 +147,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
 
 
 def _refuse(body: DecisionRequest) -> None:
+    refuse_constraints(given(body))
     forms.refuse_others(given(body))
     if body.images:
         raise unsupported("images", "`images` is not supported: the model reads text alone")

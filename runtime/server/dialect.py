@@ -1,4 +1,4 @@
-"""What Anthropic's and Ollama's protocols share: errors of their own shape, and histories with tools in them.
+"""What Anthropic's and Ollama's protocols share: errors of their own shape, and turns of one role that become one.
 
 In: requests, and messages as these clients keep them. Out: errors as `vendor_errors` writes them; messages in roles
 that the model's chat template takes.
@@ -7,20 +7,19 @@ that the model's chat template takes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import msgspec
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from ramet.frontend.errors import ConstraintError
 from ramet.runtime.server.app import sentence
-from ramet.runtime.server.call import Begun, Call, Caller, Chat, Message, Piece
+from ramet.runtime.server.call import Chat, Message
 from ramet.runtime.server.failures import Failure
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.vendor_errors import refusal
-from ramet.runtime.server.wire import StrictRoute, caller_of
+from ramet.runtime.server.wire import StrictRoute, caller_in
 from ramet.runtime.template import ChatTemplate
 
 SEPARATOR = "\n\n"  # between messages that become one
@@ -35,7 +34,7 @@ class DialectRoute(StrictRoute):
         inner = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
-            caller = caller_of(request)
+            caller = caller_in(request.scope)
             try:
                 response: Response = await inner(request)
             except Failure as failure:
@@ -48,26 +47,7 @@ class DialectRoute(StrictRoute):
         return handler
 
 
-# -- calls
-
-
-def opened(service: Service, call: Call, caller: Caller) -> AsyncGenerator[Begun | Piece, None]:
-    """A call's stream, as the generator that it is: to be closed."""
-    return cast("AsyncGenerator[Begun | Piece, None]", service.stream(call, caller))
-
-
 # -- histories
-
-
-def tool_call(name: str, arguments: object) -> str:
-    """A call of a tool as text, in the form that Hermes and Qwen models are trained on."""
-    call = msgspec.json.encode({"name": name, "arguments": arguments}).decode()
-    return f"<tool_call>\n{call}\n</tool_call>"
-
-
-def tool_result(text: str, *, failed: bool = False) -> str:
-    """What a tool answered as text of a user's message, in the same form."""
-    return f"<tool_response>\n{'Error: ' if failed else ''}{text}\n</tool_response>"
 
 
 async def chat_of(service: Service, messages: Sequence[Message]) -> Chat:
@@ -82,14 +62,15 @@ async def chat_of(service: Service, messages: Sequence[Message]) -> Chat:
 
 
 def turns(messages: Sequence[Message], template: ChatTemplate) -> tuple[Message, ...]:
-    """Messages of one role that follow each other become one. A system message keeps its place where the template takes
-    it, and is text of the user's message there where it does not (Gemma has none; Mistral has one, in front)."""
+    """Messages of one role that follow each other become one, but for results of tools. A system message keeps its
+    place where the template takes it, and is text of the user's message there where it does not (Gemma has none;
+    Mistral has one, in front)."""
     done: list[Message] = []
     for message in messages:
         role = message.role
         if role == "system" and not _takes(template, [each.role for each in done], role):
             role = "user"
-        if done and done[-1].role == role:
+        if done and done[-1].role == role != "tool":
             done[-1] = Message(role, done[-1].content + SEPARATOR + message.content)
         else:
             done.append(Message(role, message.content))

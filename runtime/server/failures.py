@@ -60,7 +60,8 @@ def unsupported(field: str, message: str) -> Failure:
 
 
 def too_long(context: int, prompt: int, completion: int | None) -> Failure:
-    """400 `context_length_exceeded`, in the sentence that clients look for."""
+    """400 `context_length_exceeded`, in the sentence that clients look for. The field is the protocol's to name (see
+    `wire.StrictRoute`)."""
     asked = prompt + (completion or 0)
     parts = f"{prompt} in the prompt" + (f", {completion} in the completion" if completion is not None else "")
     return Failure(
@@ -68,7 +69,6 @@ def too_long(context: int, prompt: int, completion: int | None) -> Failure:
         f"This model's maximum context length is {context} tokens. However, you requested {asked} tokens ({parts}). "
         "Please reduce the length of the prompt or of the completion.",
         code="context_length_exceeded",
-        param="messages",
     )
 
 

@@ -12,9 +12,12 @@ from typing import Any
 
 from ramet.frontend import ir
 from ramet.runtime.server.call import Caller
+from ramet.runtime.server.constraints import FIELDS
 from ramet.runtime.server.failures import Failure, bad, unsupported
 from ramet.runtime.server.raw import name_of
-from ramet.runtime.server.sampling import refuse_constraints
+from ramet.runtime.server.reasoning import FIELDS as REASONING
+from ramet.runtime.server.reasoning import SWITCHES
+from ramet.runtime.server.sampling import refuse_unoffered
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.wire import Body, logprob
 from ramet.runtime.text import Tokenizer
@@ -31,12 +34,10 @@ HINTS = frozenset(  # fields that are known and have no effect on what a local m
         "prediction",
         "reasoning_effort",
         "safety_identifier",
-        "separate_reasoning",
         "service_tier",
         "session_id",
         "spaces_between_special_tokens",
         "store",
-        "stream_reasoning",
         "tool_choice",
         "user",
         "verbosity",
@@ -60,7 +61,7 @@ _OTHERS: Mapping[str, tuple[tuple[object, ...], str]] = {  # field → values th
     "best_of": ((1,), "use n"),
     "add_special_tokens": ((), "the chat template decides"),
 }
-_KNOWN = HINTS | frozenset(_OTHERS) | {"chat_template_kwargs", "functions", "function_call"}
+_KNOWN = HINTS | FIELDS | REASONING | frozenset(_OTHERS) | {"chat_template_kwargs", "functions", "function_call"}
 
 
 def silent(body: Body) -> frozenset[str]:
@@ -68,18 +69,21 @@ def silent(body: Body) -> frozenset[str]:
     return _KNOWN | {name for name, value in (body.model_extra or {}).items() if value is None}
 
 
-def refuse_others(fields: Mapping[str, object]) -> None:
+def refuse_others(fields: Mapping[str, object], *, thinks: bool = False) -> None:
     """Raise `Failure` 400 for the first field that asks for something that a chat does not offer here. Null, false and
-    empty values ask for nothing."""
-    refuse_constraints(fields)
+    empty values ask for nothing. `thinks`: the model may be asked to think, which it does anyway."""
+    refuse_unoffered(fields)
     for name, (harmless, why) in _OTHERS.items():
         value = fields.get(name)
         empty = value is None or value in ([], {}, "") or (value is False and name != "skip_special_tokens")
-        if not empty and value not in harmless:
+        thinking = thinks and name == "thinking" and isinstance(value, Mapping) and set(value) == {"type"}
+        if not empty and not thinking and value not in harmless:
             raise unsupported(name, f"`{name}` is not supported: {why}; leave it out")
     kwargs = fields.get("chat_template_kwargs")
+    if isinstance(kwargs, Mapping):  # thoughts can be left out of every conversation
+        kwargs = [name for name, value in kwargs.items() if name not in SWITCHES or not (value is False or thinks)]
     if kwargs:
-        names = ", ".join(sorted(map(str, kwargs)))[:120] if isinstance(kwargs, Mapping) else "what is given"
+        names = ", ".join(sorted(map(str, kwargs)))[:120] if isinstance(kwargs, list) else "what is given"
         text = f"`chat_template_kwargs`: the model's chat template is fixed at the start and cannot take {names}"
         raise unsupported("chat_template_kwargs", text)
 
@@ -113,7 +117,8 @@ def seconds_of(value: float | None) -> float | None:
 
 
 def token_logprobs(tokenizer: Tokenizer, logs: Sequence[ir.Logprob], *, as_ids: bool = False) -> list[dict[str, Any]]:
-    """Sampled tokens as `{"token", "logprob", "bytes", "top_logprobs"}`; `as_ids` shows a token as "token_id:ID"."""
+    """Sampled tokens as `{"token", "logprob", "bytes", "top_logprobs"}`; `as_ids` shows a token as "token_id:ID".
+    Clients need a number for each: a token that was forced, and not sampled, was certain, 0.0."""
 
     def one(token: int, value: float) -> dict[str, Any]:
         text = f"token_id:{token}" if as_ids else name_of(tokenizer, token)
@@ -126,12 +131,13 @@ def token_logprobs(tokenizer: Tokenizer, logs: Sequence[ir.Logprob], *, as_ids: 
     ]
 
 
-def response_usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
-    """Usage of responses. What was not found in the prefix cache was written to it."""
+def response_usage(prompt: int, completion: int, cached: int, forced: int = 0, reasoning: int = 0) -> dict[str, Any]:
+    """Usage of responses. What was not found in the prefix cache was written to it; `forced` tokens needed no decode
+    step of their own, `reasoning` were thoughts."""
     return {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": prompt - cached},
         "output_tokens": completion,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning, "forced_tokens": forced},
         "total_tokens": prompt + completion,
     }

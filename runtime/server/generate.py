@@ -7,7 +7,7 @@ answered by a list, `n` choices of a prompt stand side by side in it, `max_new_t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any, TypeVar
@@ -18,10 +18,19 @@ from pydantic import ConfigDict, Field
 from ramet.frontend import ir
 from ramet.runtime.server import raw
 from ramet.runtime.server.call import Call, Caller, Scoring
+from ramet.runtime.server.constraints import FIELDS, Wanted, constraint_of, jump_of
 from ramet.runtime.server.failures import Failure, bad, unsupported
 from ramet.runtime.server.generated import Job, One, Shown, answered, streamed
 from ramet.runtime.server.metrics import Metrics
-from ramet.runtime.server.sampling import count_of, given, length_of, refuse_constraints, sampling_of, whole
+from ramet.runtime.server.sampling import (
+    count_of,
+    given,
+    length_of,
+    refuse_tools,
+    refuse_unoffered,
+    sampling_of,
+    whole,
+)
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
 from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply, sse
@@ -36,7 +45,8 @@ _NO_EFFECT = ("log_metrics", "model", "background", "stream_interval", "modaliti
 
 
 class SamplingParams(Body):
-    """How to sample, in SGLang's names. `max_new_tokens` null: until a stop or the end of the context."""
+    """How to sample, in SGLang's names. `max_new_tokens` null: until a stop or the end of the context. At most one of
+    `json_schema`, `regex`, `ebnf` and `structural_tag`; OpenAI's and vLLM's names for them are known too."""
 
     max_new_tokens: int | None = Field(default=DEFAULT_LENGTH, examples=[32])
     min_new_tokens: int | None = None
@@ -56,10 +66,11 @@ class SamplingParams(Body):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
-    json_schema: Any = None
-    regex: Any = None
-    ebnf: Any = None
+    json_schema: Any = Field(default=None, description="a schema, or its JSON text; $$ANY$$: any object")
+    regex: Any = Field(default=None, description="the whole text matches it, as Python's re.fullmatch reads it")
+    ebnf: Any = Field(default=None, description="a grammar: `root ::= ...`")
     structural_tag: Any = None
+    jump: Any = Field(default=None, description="of text that is known: canonical, exact or off")
     stop_regex: Any = None
     custom_params: Any = None
 
@@ -109,9 +120,11 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
         """Go on from a prompt, or from many."""
         notes = list(noted(body, settings, ignored=_NO_EFFECT))
         for params in _listed(body.sampling_params):
-            notes += noted(params, settings, ignored=_NO_EFFECT)
+            notes += noted(params, settings, ignored=FIELDS.union(_NO_EFFECT))
         ones, n, many = await asked(body, service, caller)
         jobs = list(jobs_of(ones, n, body, caller))
+        for job in jobs:
+            notes += await service.compiled(job.call)
         if body.stream:
             events = streamed(service, ones, jobs, n=n, deltas=bool(body.incremental_streaming_output))
             return await sse(events, request, caller, notes=notes)
@@ -123,8 +136,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
 
 async def asked(body: Generate, service: Service, caller: Caller) -> tuple[list[One], int, bool]:
     """The prompts of a request with all that is asked of each; choices per prompt; whether the answer is a list."""
-    fields = given(body)
-    refuse_constraints(fields)
+    _refuse(given(body))
     if body.token_ids_logprob:
         raise unsupported("token_ids_logprob", "`token_ids_logprob` is not supported; use top_logprobs_num")
     texts, many = _prompts(body)
@@ -137,6 +149,7 @@ async def asked(body: Generate, service: Service, caller: Caller) -> tuple[list[
         raise bad("`sampling_params`: n must be the same for all prompts of a request", "n")
     (n,) = counts
     shown = [_shown(body, each, many or n > 1) for each in params]
+    wanted = {id(each): _held(each) for each in params}  # one object may be that of all prompts
     logs = spread(body.return_logprob, count, "return_logprob", False)
     tops = spread(body.top_logprobs_num, count, "top_logprobs_num", 0)
     starts = spread(body.logprob_start_len, count, "logprob_start_len", None)
@@ -145,15 +158,33 @@ async def asked(body: Generate, service: Service, caller: Caller) -> tuple[list[
     ones = []
     for i, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
         default = await raw.room(service, [prompt], DEFAULT_LENGTH)
-        sampling, length = _sampling(each, tops[i] if logs[i] else -1, default, counted=bool(body.stream))
+        sampling, length = _sampling(each, tops[i] if logs[i] else -1, default)
         zero = length == 0
         if not zero:
             raw.refuse_empty(service, prompt, name)
         start = _start(starts[i], is_ids=body.text is None, zero=zero) if logs[i] else None
         scoring = None if start is None else Scoring(start, max(0, tops[i]))
         look = replace(shown[i], rid=ids[i], logprobs=logs[i], tops=logs[i] and tops[i] > 0)
-        ones.append(One(prompt, look, sampling, not zero, scoring, salts[i], labels[i]))
+        held = wanted[id(each)]
+        ones.append(One(prompt, look, sampling, not zero, scoring, salts[i], labels[i], *held))
     return ones, n, many or n > 1
+
+
+def _refuse(fields: Mapping[str, object]) -> None:
+    """Raise `Failure` 400 for what is not offered, and for a constraint in the wrong place."""
+    refuse_unoffered(fields)
+    refuse_tools(fields)
+    wanted = constraint_of(fields)
+    if wanted is not None:
+        raise bad(f"`{wanted.field}` belongs into `sampling_params`", wanted.field)
+
+
+def _held(params: SamplingParams) -> tuple[Wanted | None, ir.Jump]:
+    """What the text is held to."""
+    fields = given(params)
+    refuse_unoffered(fields)
+    refuse_tools(fields)
+    return constraint_of(fields), jump_of(fields)
 
 
 def _prompts(body: Generate) -> tuple[list[str] | list[tuple[int, ...]], bool]:
@@ -166,7 +197,6 @@ def _prompts(body: Generate) -> tuple[list[str] | list[tuple[int, ...]], bool]:
 
 
 def _shown(body: Generate, params: SamplingParams, many: bool) -> Shown:
-    refuse_constraints(given(params))
     special = params.skip_special_tokens is False
     if special and body.stream:
         why = "`skip_special_tokens`: false is not supported in a stream; read output_ids"
@@ -175,15 +205,13 @@ def _shown(body: Generate, params: SamplingParams, many: bool) -> Shown:
     return Shown("", many, False, False, texts, special, untrimmed)
 
 
-def _sampling(params: SamplingParams, tops: int, default: int, *, counted: bool) -> tuple[ir.Sampling, int | None]:
-    """The sampling, and the length (0 generates nothing). `counted`: of each piece of text the tokens are wanted, which
-    the engine tells with their logprobs."""
+def _sampling(params: SamplingParams, tops: int, default: int) -> tuple[ir.Sampling, int | None]:
+    """The sampling, and the length (0 generates nothing)."""
     fields = given(params)
     length = length_of(fields, protocol="sglang", default=default)
     if tops > ir.MAX_LOGPROBS or tops < -1:
         raise bad(f"top_logprobs_num={tops}: must be between 0 and {ir.MAX_LOGPROBS}", "top_logprobs_num")
-    logprobs = max(tops, 0) if counted else tops
-    made = sampling_of(fields, protocol="sglang", default_max_tokens=default, logprobs=logprobs, allow_zero=True)
+    made = sampling_of(fields, protocol="sglang", default_max_tokens=default, logprobs=tops, allow_zero=True)
     return made, length
 
 
@@ -244,5 +272,8 @@ def jobs_of(ones: Sequence[One], n: int, body: Generate, caller: Caller) -> Iter
             salt=one.salt,
             priority=priority,
             timeout=body.timeout,
+            constraint=None if one.wanted is None else one.wanted.constraint,
+            jump=one.jump,
+            field="" if one.wanted is None else one.wanted.field,
         )
         yield Job(call, replace(caller, label=one.label), mine)

@@ -7,15 +7,17 @@ In: the prompts of a request, with what is asked of each, and the calls that the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ramet.frontend import ir
 from ramet.runtime.server import raw
-from ramet.runtime.server.call import Answered, Begun, Call, Caller, Piece, Prompt, Scoring
+from ramet.runtime.server.call import Answered, Begun, Call, Caller, Outs, Piece, Prompt, Scoring
+from ramet.runtime.server.constraints import Wanted
 from ramet.runtime.server.service import Service
-from ramet.runtime.server.wire import logprob
+from ramet.runtime.server.wire import Batches, logprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,13 @@ class One:
     scoring: Scoring | None
     salt: str
     label: str
+    wanted: Wanted | None = None
+    jump: ir.Jump = "canonical"
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What must be equal for two prompts to be one call."""
-        return (self.sampling, self.generate, self.scoring, self.salt, self.label)
+        return (self.sampling, self.generate, self.scoring, self.salt, self.label, self.wanted, self.jump)
 
     @property
     def nothing(self) -> bool:
@@ -75,6 +79,7 @@ class Line:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[ir.Logprob] = field(default_factory=list)
     made: int = 0  # tokens, those of a stop included
+    forced: int = 0  # of these, known without a decode step of their own; told at the end
     over: dict[str, Any] | None = None
     sent: tuple[int, int, int, int] = (0, 0, 0, 0)  # characters, tokens, logprobs, logprobs of the prompt
 
@@ -89,6 +94,7 @@ class Line:
             "prompt_tokens": self.begun.prompt_tokens,
             "completion_tokens": self.made,
             "cached_tokens": self.begun.cached_tokens,
+            "forced_tokens": self.forced,
             "weight_version": "default",
         }
         if seconds is not None:
@@ -120,6 +126,7 @@ class Line:
         shown = self.one.shown
         self.text = raw.completed(service.tokenizer, text, meta, special=shown.special, untrimmed=shown.untrimmed)
         self.tokens, self.logprobs, self.made = list(meta.tokens), list(meta.logprobs), meta.completion_tokens
+        self.forced = meta.forced_tokens
         kept = {"type": "stop", "matched": meta.matched}
         self.over = {"type": "length", "length": self.made} if meta.finish_reason == "length" else kept
 
@@ -153,9 +160,7 @@ def _all(service: Service, lines: Sequence[Sequence[Line]], seconds: float) -> l
     return [line.written(service, seconds) for mine in lines for line in mine]
 
 
-async def streamed(
-    service: Service, ones: Sequence[One], jobs: Sequence[Job], *, n: int, deltas: bool
-) -> AsyncGenerator[Any, None]:
+async def streamed(service: Service, ones: Sequence[One], jobs: Sequence[Job], *, n: int, deltas: bool) -> Batches:
     """The answers as they grow: each event has all of its choice so far or, with `deltas`, what is new."""
     lines = _lines(ones, n)
     clock = asyncio.get_running_loop().time
@@ -163,28 +168,35 @@ async def streamed(
     for mine in lines:
         if mine[0].one.nothing:
             mine[0].close(service, "", None)
-            yield mine[0].written(service, 0.0)
-    feed = raw.merged([raw.opened(service, job.call, job.caller) for job in jobs])
-    try:
-        async for number, out in feed:
-            mine = lines[jobs[number].places[out.prompt]]
-            line = mine[out.choice] if isinstance(out, Piece) else mine[0]
-            if isinstance(out, Begun):
-                for each in mine:
-                    each.begun = out
-                if line.one.generate:
-                    continue
-                line.close(service, "", None)
-            else:
-                _grown(service, line, out)
-            yield line.written(service, None if line.over is None else clock() - began, deltas=deltas)
-    finally:
-        await feed.aclose()
+            yield [mine[0].written(service, 0.0)]
+    async with contextlib.aclosing(raw.merged([service.stream(job.call, job.caller) for job in jobs])) as feed:
+        async for number, outs in feed:
+            grown = _taken(service, lines, jobs[number].places, outs)
+            made = [
+                line.written(service, None if line.over is None else clock() - began, deltas=deltas) for line in grown
+            ]
+            if made:
+                yield made
+
+
+def _taken(service: Service, lines: Sequence[Sequence[Line]], places: Sequence[int], outs: Outs) -> Iterator[Line]:
+    """The lines of which these tell something that is to be written."""
+    for out in outs:
+        mine = lines[places[out.prompt]]
+        if isinstance(out, Piece):
+            _grown(service, mine[out.choice], out)
+            yield mine[out.choice]
+            continue
+        for line in mine:
+            line.begun = out
+        if not mine[0].one.generate:
+            mine[0].close(service, "", None)
+            yield mine[0]
 
 
 def _grown(service: Service, line: Line, piece: Piece) -> None:
     line.text += piece.text
-    line.tokens += [each.token for each in piece.logprobs]
+    line.tokens += piece.tokens
     line.logprobs += piece.logprobs
     line.made = len(line.tokens)
     if piece.meta is not None:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from ramet.frontend import ir
-from ramet.runtime.server.call import Begun, Call, Caller, Chat, Message, Prompt
+from ramet.runtime.server.call import Call, Caller, Chat, Message, Piece, Prompt
 from ramet.runtime.server.compose import check_size
-from ramet.runtime.server.dialect import DialectRoute, chat_of, opened, tool_call, tool_result
+from ramet.runtime.server.constraints import FIELDS, constraint_of, jump_of
+from ramet.runtime.server.dialect import DialectRoute, chat_of
 from ramet.runtime.server.failures import bad, unsupported
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.ollama_bodies import (
@@ -33,12 +35,15 @@ from ramet.runtime.server.ollama_bodies import (
     Options,
     ShowRequest,
 )
-from ramet.runtime.server.sampling import given, refuse_constraints, sampling_of, whole
+from ramet.runtime.server.sampling import given, refuse_constraints, refuse_unoffered, sampling_of, whole
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
+from ramet.runtime.server.speech import Hearing, Manner, Said, Speech
 from ramet.runtime.server.status import check_model
+from ramet.runtime.server.toolcalls import NOTHING, Offer, ollama_offer
+from ramet.runtime.server.toolhistory import Told, ollama_calls
 from ramet.runtime.server.vendor_errors import OLLAMA_FAILURES, ollama_error
-from ramet.runtime.server.wire import attended, caller_of, headers_of, logprob, ndjson, noted, reply
+from ramet.runtime.server.wire import Batches, attended, caller_of, headers_of, logprob, ndjson, noted, reply
 
 Who = Depends(caller_of)
 API = "0.12.11"  # Ollama's release whose protocol this is: clients compare it with what they need
@@ -53,20 +58,27 @@ class _Job:
     """One request, understood. `shown` are the prompt's ids where the answer says them (`context`)."""
 
     call: Call
+    hearing: Hearing
     caller: Caller
     model: str
     chat: bool
     shown: tuple[int, ...] | None = None
 
-    def line(self, text: str, logs: Sequence[ir.Logprob] = ()) -> dict[str, Any]:
-        """A line of the answer."""
-        said = {"message": {"role": "assistant", "content": text}} if self.chat else {"response": text}
-        line: dict[str, Any] = {"model": self.model, "created_at": _now(), **said, "done": False}
+    def line(self, said: dict[str, Any], logs: Sequence[ir.Logprob] = ()) -> dict[str, Any]:
+        """A line of the answer. `said` has a `content`, and what else there is: `thinking`, `tool_calls`."""
+        shown = {"role": "assistant", **said}
+        if not self.chat:
+            shown = {"response": said["content"], **{name: each for name, each in said.items() if name != "content"}}
+        told = {"message": shown} if self.chat else shown
+        line: dict[str, Any] = {"model": self.model, "created_at": _now(), **told, "done": False}
         return {**line, "logprobs": [_logprob(each) for each in logs]} if logs else line
 
-    def last(self, meta: ir.Meta, seconds: float, text: str = "", logs: Sequence[ir.Logprob] = ()) -> dict[str, Any]:
-        """The line that ends it (or, with `text`, is all of it)."""
-        end = {**self.line(text, logs), "done": True, "done_reason": _REASONS[meta.finish_reason]}
+    def last(
+        self, meta: ir.Meta, seconds: float, said: dict[str, Any] | None = None, logs: Sequence[ir.Logprob] = ()
+    ) -> dict[str, Any]:
+        """The line that ends it (or, with `said`, is all of it)."""
+        line = self.line(said or {"content": ""}, logs)
+        end = {**line, "done": True, "done_reason": _REASONS[meta.finish_reason]}
         if self.shown is not None:
             end["context"] = [*self.shown, *meta.tokens]
         return {**end, **_counts(meta, seconds)}
@@ -84,44 +96,49 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
 
 
 def _generation(routes: APIRouter, service: Service, settings: Settings) -> None:
+    manner = Manner.of(service.template)
+
     @routes.post("/chat")
     async def chat(body: ChatRequest, request: Request, caller: Caller = Who) -> Response:
         """Answer a conversation."""
-        notes = _checked(body, service, settings)
-        refuse_constraints({"tools": body.tools})
+        notes = _checked(body, manner, service, settings)
         if not body.messages:
             return reply(_loaded(body, chat=True), caller, notes)
-        said = [_message(turn, f"messages[{n}]") for n, turn in enumerate(body.messages)]
-        call = Call((await chat_of(service, said),), _sampling(body))
-        return await _answered(service, _Job(call, caller, body.model, chat=True), body, request, notes)
+        said = await chat_of(service, _messages(body.messages, manner.told()))
+        said, hearing = _heard(body, said, ollama_offer({"tools": body.tools}), manner)
+        job = _Job(_call(body, said, hearing), hearing, caller, body.model, chat=True)
+        return await _answered(service, job, body, request, notes)
 
     @routes.post("/generate")
     async def generate(body: GenerateRequest, request: Request, caller: Caller = Who) -> Response:
         """Answer a prompt."""
-        notes = _checked(body, service, settings)
+        notes = _checked(body, manner, service, settings)
         _check_prompt(body)
         if not body.prompt:
             return reply(_loaded(body, chat=False), caller, notes)
-        sampling = _sampling(body)
-        shown = None if body.raw else await _templated(body, service)
-        prompt: Prompt = body.prompt if shown is None else shown
-        job = _Job(Call((prompt,), sampling), caller, body.model, chat=False, shown=shown)
+        if body.raw:
+            wanted = constraint_of(_fields(body))
+            hearing = Hearing() if wanted is None else Hearing(constraint=wanted.constraint, field=wanted.field)
+            job = _Job(_call(body, body.prompt, hearing), hearing, caller, body.model, chat=False)
+        else:
+            shown, hearing = await _templated(body, manner, service)
+            job = _Job(_call(body, shown, hearing), hearing, caller, body.model, chat=False, shown=shown)
         return await _answered(service, job, body, request, notes)
 
 
 # -- in
 
 
-def _checked(body: Asked, service: Service, settings: Settings) -> tuple[str, ...]:
+def _checked(body: Asked, manner: Manner, service: Service, settings: Settings) -> tuple[str, ...]:
     """Refuse what is not offered; sentences about what has no effect."""
     _known(service, body.model)
-    refuse_constraints({**(body.model_extra or {}), "format": body.format})
-    if body.think:
+    refuse_unoffered(body.model_extra or {})
+    if body.think and manner.thinking is None:
         raise unsupported("think", f"{body.model[:128]!r} does not support thinking; leave `think` out")
-    notes = noted(body, settings)
+    notes = noted(body, settings, ignored=FIELDS)
     options = body.options or Options()
     extra = options.model_extra or {}
-    refuse_constraints(extra)
+    refuse_constraints(extra)  # they stand beside the options
     for name, harmless in _NEUTRAL.items():
         value = getattr(options, name)
         if value is not None and value not in harmless:
@@ -152,18 +169,37 @@ def _sampling(body: Asked) -> ir.Sampling:
     return sampling_of(fields, protocol="ollama", default_max_tokens=None, logprobs=logprobs)
 
 
-def _message(turn: ChatTurn, place: str) -> Message:
+def _fields(body: Asked) -> dict[str, object]:
+    """What may constrain the answer."""
+    return {**(body.model_extra or {}), "format": body.format}
+
+
+def _heard(body: Asked, chat: Chat, offer: Offer, manner: Manner) -> tuple[Chat, Hearing]:
+    """The chat with its tools, and how its answer is read. A model that thinks does so unless it is told not to."""
+    fields: dict[str, object] = {"thinking": {"type": "disabled"}} if body.think is False else {}
+    return manner.hearing(chat, offer, constraint_of(_fields(body)), fields)
+
+
+def _call(body: Asked, prompt: Prompt, hearing: Hearing) -> Call:
+    jump = jump_of(body.model_extra or {})
+    return Call((prompt,), _sampling(body), jump=jump, **hearing.held)
+
+
+def _messages(messages: Sequence[ChatTurn], told: Told) -> tuple[Message, ...]:
+    return told.joined([_message(turn, f"messages[{n}]", told) for n, turn in enumerate(messages)])
+
+
+def _message(turn: ChatTurn, place: str, told: Told) -> Message:
     if turn.images:
         raise unsupported(f"{place}.images", f"`{place}.images`: the model reads text alone")
     if turn.role == "tool":
-        return Message("user", tool_result(turn.content or ""))
-    texts = [turn.content] if turn.content else []
-    for call in turn.tool_calls or ():
-        function = call.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise bad(f"`{place}.tool_calls` have a `function` with a `name`", f"{place}.tool_calls")
-        texts.append(tool_call(function["name"], function.get("arguments") or {}))
-    return Message(turn.role, "\n".join(texts))
+        return told.result(turn.content or "")
+    if not turn.tool_calls:
+        return Message(turn.role, turn.content or "")
+    if turn.role != "assistant":
+        raise bad(f"`{place}.tool_calls`: calls are made by the assistant", f"{place}.tool_calls")
+    calls = ollama_calls(turn.tool_calls, f"{place}.tool_calls")
+    return Message(turn.role, told.calls(turn.content or "", calls, place))
 
 
 def _check_prompt(body: GenerateRequest) -> None:
@@ -178,27 +214,28 @@ def _check_prompt(body: GenerateRequest) -> None:
         raise bad("raw mode does not support template, system, or context", "raw")
 
 
-async def _templated(body: GenerateRequest, service: Service) -> tuple[int, ...]:
-    """The prompt in the model's template, as ids. After a `context` come the end of the answer that it ends with and
-    the new message: what a conversation has behind a user's and an assistant's message."""
+async def _templated(body: GenerateRequest, manner: Manner, service: Service) -> tuple[tuple[int, ...], Hearing]:
+    """The prompt in the model's template, as ids, and how its answer is read. After a `context` come the end of the
+    answer that it ends with and the new message: what a conversation has behind a user's and an assistant's message."""
     new = [Message("system", body.system)] if body.system else []
     new.append(Message("user", body.prompt or ""))
     before = [Message("user", ""), Message("assistant", "")] if body.context else []
-    chat = await chat_of(service, [*before, *new])
+    chat, hearing = _heard(body, await chat_of(service, [*before, *new]), NOTHING, manner)
     check_size(chat, service.context)
     ids = await service.encode(chat)
     if not body.context:
-        return ids
+        return ids, hearing
     head = await service.encode(Chat((Message("user", ""),)))
     if ids[: len(head)] != head:
         raise unsupported("context", "`context` is not supported: this model's template changes what stands before it")
-    return (*body.context, *ids[len(head) :])
+    return (*body.context, *ids[len(head) :]), hearing
 
 
 # -- out
 
 
 async def _answered(service: Service, job: _Job, body: Asked, request: Request, notes: Sequence[str]) -> Response:
+    notes = (*notes, *await service.compiled(job.call))
     if body.stream is not False:
         response = await ndjson(_lines(service, job), request, job.caller, failed=lambda f: ollama_error(f, ""))
         response.headers.update(headers_of(job.caller, notes))
@@ -207,22 +244,62 @@ async def _answered(service: Service, job: _Job, body: Asked, request: Request, 
     began = loop.time()
     answer = await attended(request, service.complete(job.call, job.caller))
     done = answer.prompts[0].completions[0]
-    last = job.last(done.meta, loop.time() - began, done.text, done.meta.logprobs)
+    speech = job.hearing.speech()
+    speech.push(done.text, last=True)
+    last = job.last(done.meta, loop.time() - began, _said(speech.said), done.meta.logprobs)
     return reply(last, job.caller, notes)
 
 
-async def _lines(service: Service, job: _Job) -> AsyncGenerator[dict[str, Any], None]:
-    """The text as it comes, then a line of figures."""
+def _said(said: Said) -> dict[str, Any]:
+    """All of a message."""
+    found: dict[str, Any] = {"content": said.content}
+    if said.thoughts:
+        found["thinking"] = said.reasoning
+    calls = [each for n in range(len(said.calls)) for each in _made(said, n)]
+    return {**found, "tool_calls": calls} if calls else found
+
+
+def _made(said: Said, number: int) -> list[dict[str, Any]]:
+    """A call as Ollama shows it, when it is over. One that the length cut has no arguments that are an object: it is
+    left out, and the reason of the end tells why."""
+    call = said.calls[number]
+    try:
+        arguments = msgspec.json.decode(call.arguments)
+    except msgspec.DecodeError:
+        return []
+    return [{"id": call.id, "function": {"index": number, "name": call.name, "arguments": arguments}}]
+
+
+async def _lines(service: Service, job: _Job) -> Batches:
+    """The text as it comes and each call when it is over, then a line of figures."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    async with aclosing(opened(service, job.call, job.caller)) as outs:
-        async for out in outs:
-            if isinstance(out, Begun):
-                continue
-            if out.text or out.logprobs:
-                yield job.line(out.text, out.logprobs)
-            if out.meta is not None:
-                yield job.last(out.meta, loop.time() - began)
+    speech = job.hearing.speech()
+    async with aclosing(service.stream(job.call, job.caller)) as stream:
+        async for outs in stream:
+            lines = [
+                line for out in outs if isinstance(out, Piece) for line in _told(job, speech, out, loop.time() - began)
+            ]
+            if lines:
+                yield lines
+
+
+def _told(job: _Job, speech: Speech, piece: Piece, seconds: float) -> Iterator[dict[str, Any]]:
+    """The lines of a piece."""
+    logs: Sequence[ir.Logprob] = piece.logprobs
+    before = len(speech.said.calls)
+    for part in speech.push(piece.text, last=piece.meta is not None):
+        if part.kind in ("content", "reasoning"):
+            said = {"content": part.text} if part.kind == "content" else {"content": "", "thinking": part.text}
+            yield job.line(said, logs)
+            logs = ()
+    begun = len(speech.said.calls)  # of these, the last one is over when the text is
+    done = range(max(0, before - 1), begun if piece.meta is not None else max(0, begun - 1))
+    calls = [each for number in done for each in _made(speech.said, number)]
+    if calls or logs:
+        yield job.line({"content": "", "tool_calls": calls} if calls else {"content": ""}, logs)
+    if piece.meta is not None:
+        yield job.last(piece.meta, seconds)
 
 
 def _loaded(body: Asked, *, chat: bool) -> dict[str, Any]:
@@ -265,6 +342,7 @@ def _now() -> str:
 
 def _models(routes: APIRouter, service: Service, settings: Settings) -> None:
     since = _now()
+    thinks = [] if Manner.of(service.template).thinking is None else ["thinking"]
     details = {
         "parent_model": "",
         "format": "",
@@ -312,7 +390,7 @@ def _models(routes: APIRouter, service: Service, settings: Settings) -> None:
             "template": service.template.source,
             "details": details,
             "model_info": known,
-            "capabilities": ["completion"],
+            "capabilities": ["completion", "tools", *thinks],
             "modified_at": since,
         }
         return reply(shown, caller, notes)

@@ -48,7 +48,7 @@ class Asked(Body):
     model: str
     stream: bool | None = None
     options: Options | None = None
-    format: Any = None
+    format: Any = Field(default=None, description='"json", or a JSON schema')
     keep_alive: Any = None
     think: bool | str | None = None
     logprobs: bool | None = None
@@ -66,6 +66,8 @@ class ChatTurn(Body):
     content: str | None = None
     images: list[Any] | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    tool_name: str | None = Field(default=None, description="of a tool's message: the function that it answers")
+    tool_call_id: str | None = Field(default=None, description="the call that it answers; the calls' order says it too")
     thinking: str | None = Field(default=None, description="of earlier turns; the model is not shown it again")
 
 
@@ -77,7 +79,7 @@ class ChatRequest(Asked):
     )
 
     messages: list[ChatTurn] | None = None
-    tools: list[Any] | None = Field(default=None, description="refused unless it is empty")
+    tools: list[Any] | None = Field(default=None, description="functions that the model may call; at most 128")
 
 
 class GenerateRequest(Asked):

@@ -7,6 +7,7 @@ here touches the engine.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ramet.runtime.server.wire import LOWEST
 
 VERSION = 1
 SEQUENCES, DEPTH, CHOICES = 4096, 128, 1024
+CONSTRAINTS = 4 << 20  # bytes of all constraints and tools of a program, each distinct one counted once
 LONGEST = 86_400.0  # seconds of a program, where the server sets no limit for requests
 _LABEL = 256  # characters of a name or a namespace
 _KINDS: dict[str, type[msgspec.Struct]] = {
@@ -32,14 +34,15 @@ _REF = frozenset(("type", "op"))
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one program may ask for: `ops`; `sequences` that its forks make; `depth` of forks inside forks; `choices` of
-    one select; `tokens`, the sum of max_tokens (a gen without one counts as the context); `seconds` of its life, time
-    in the queue included."""
+    one select; `tokens`, the sum of max_tokens (a gen without one counts as the context); `constraints`, bytes of
+    all distinct constraints and tools; `seconds` of its life, time in the queue included."""
 
     ops: int
     sequences: int
     depth: int
     choices: int
     tokens: int
+    constraints: int
     seconds: float
 
 
@@ -51,6 +54,7 @@ def limits_of(settings: Settings) -> Limits:
         depth=DEPTH,
         choices=CHOICES,
         tokens=settings.max_program_tokens,
+        constraints=CONSTRAINTS,
         seconds=settings.request_timeout or LONGEST,
     )
 
@@ -154,7 +158,8 @@ class Meter:
     def __init__(self, limits: Limits, context: int) -> None:
         self._limits = limits
         self._context = context
-        self._used = {"ops": 0, "sequences": 1, "tokens": 0}
+        self._used = {"ops": 0, "sequences": 1, "tokens": 0, "constraints": 0}
+        self._seen: set[bytes] = set()  # digests of constraints and tools
         self._depth: dict[str, int] = {ir.ROOT: 0}
 
     def take(self, ops: Sequence[ir.AnyOp]) -> None:
@@ -164,6 +169,9 @@ class Meter:
             if isinstance(op, ir.Gen):
                 asked = op.sampling.max_tokens
                 self._count("tokens", min(asked or self._context, self._context), "tokens (the sum of max_tokens)")
+                self._weigh(op.constraint)
+            elif isinstance(op, ir.Tools):
+                self._weigh(op.tools)
             elif isinstance(op, ir.Select) and len(op.choices) > self._limits.choices:
                 raise _over("choices", len(op.choices), self._limits.choices, f"choices in {op.id!r}")
             elif isinstance(op, ir.Fork):
@@ -172,6 +180,15 @@ class Meter:
                 if depth > self._limits.depth:
                     raise _over("depth", depth, self._limits.depth, "forks inside each other")
                 self._depth.update(dict.fromkeys(op.into, depth))
+
+    def _weigh(self, held: ir.Constraint | tuple[ir.Tool, ...] | None) -> None:
+        if held is None:
+            return
+        raw = msgspec.msgpack.encode(held)
+        digest = hashlib.blake2b(raw, digest_size=16).digest()
+        if digest not in self._seen:
+            self._seen.add(digest)
+            self._count("constraints", len(raw), "bytes of constraints and tools")
 
     def _count(self, name: str, more: int, what: str) -> None:
         self._used[name] += more

@@ -22,7 +22,7 @@ from ramet.runtime.server.live import converse
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
-from ramet.runtime.server.wire import Body, Event, Payload, StrictRoute, attended, caller_of, noted, reply, sse
+from ramet.runtime.server.wire import Batches, Body, Event, StrictRoute, attended, caller_of, noted, reply, sse
 
 Who = Depends(caller_of)
 EXAMPLE: dict[str, JsonValue] = {
@@ -120,10 +120,10 @@ async def _all(events: AsyncGenerator[ir.Event, None]) -> list[ir.Event]:
     return [event async for event in events]
 
 
-async def _framed(events: AsyncGenerator[ir.Event, None]) -> AsyncGenerator[Payload | Event, None]:
+async def _framed(events: AsyncGenerator[ir.Event, None]) -> Batches:
     async with contextlib.aclosing(events):
         async for event in events:
-            yield Event(str(type(event).__struct_config__.tag), body.json_of(event))
+            yield (Event(str(type(event).__struct_config__.tag), body.json_of(event)),)
 
 
 def _failed(failure: Failure) -> Event:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from ramet.frontend import ir
-from ramet.runtime.server.call import Answer, Begun, Call, Caller, Piece, Prompt
+from ramet.runtime.server.call import Answer, Prompt
 from ramet.runtime.server.compose import check_size
 from ramet.runtime.server.failures import Failure, bad
 from ramet.runtime.server.service import Service
@@ -22,7 +22,6 @@ MAX_PROMPTS = 128
 SPARE = 4  # tokens that may stand in front of a text
 RawPrompts = str | list[str] | list[int] | list[list[int]]
 Item = TypeVar("Item")
-Pieces = AsyncGenerator[Begun | Piece, None]
 
 
 # -- prompts
@@ -137,13 +136,13 @@ async def all_of(work: Sequence[Coroutine[Any, Any, Answer]]) -> list[Answer]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def opened(service: Service, call: Call, caller: Caller) -> Pieces:
-    """A call's stream, to be closed."""
-    return cast("Pieces", service.stream(call, caller))
-
-
 async def merged(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[tuple[int, Item], None]:
     """What several streams give, as it comes, each with the number of its stream. Closes them all at its end."""
+    if len(sources) == 1:  # as almost always: it needs no task per item
+        async with contextlib.aclosing(sources[0]) as source:
+            async for item in source:
+                yield 0, item
+        return
     steps = {asyncio.ensure_future(anext(source)): n for n, source in enumerate(sources)}
     try:
         while steps:

@@ -20,14 +20,16 @@ SECONDS = 3600.0
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A response as it was answered (JSON), and the conversation that it ends: all messages but the instructions, its
-    own last."""
+    own last, and the calls that were made in it (id and tool)."""
 
     response: bytes
     messages: tuple[Message, ...]
+    calls: tuple[tuple[str, str], ...] = ()
 
     def size(self) -> int:
         """Bytes and characters; what conversations share is counted each time."""
-        return 256 + len(self.response) + sum(64 + len(message.content) for message in self.messages)
+        calls = sum(128 + len(call) + len(tool) for call, tool in self.calls)
+        return 256 + len(self.response) + calls + sum(64 + len(message.content) for message in self.messages)
 
 
 class Recall:

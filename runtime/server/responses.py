@@ -6,31 +6,33 @@ its making, numbered; it is kept for a while in memory, where the caller can rea
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
 from ramet.frontend import ir
 from ramet.runtime.server import forms
-from ramet.runtime.server.call import Begun, Call, Caller, Chat, Message
+from ramet.runtime.server.call import Call, Caller, Chat, Message
+from ramet.runtime.server.constraints import constraint_of, jump_of
 from ramet.runtime.server.conversation import ChatMessage, Part, chat_of
 from ramet.runtime.server.failures import Failure, bad, unsupported
 from ramet.runtime.server.metrics import Metrics
-from ramet.runtime.server.raw import opened
-from ramet.runtime.server.recall import Kept, Recall
+from ramet.runtime.server.recall import Recall
+from ramet.runtime.server.response_answers import Asked, events, whole
 from ramet.runtime.server.sampling import given, sampling_of
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
+from ramet.runtime.server.speech import Manner
 from ramet.runtime.server.status import check_model
-from ramet.runtime.server.wire import Body, Event, StrictRoute, attended, caller_of, noted, reply, sse
-from ramet.runtime.text import Tokenizer
+from ramet.runtime.server.toolcalls import response_offer
+from ramet.runtime.server.toolhistory import Ledger, Told
+from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply, sse
 
 Who = Depends(caller_of)
 LOGPROBS = "message.output_text.logprobs"
@@ -53,11 +55,14 @@ _REFUSED: Mapping[str, str] = {
     "context_management": "nothing is ever left out of a conversation",
     "n": "a response is one; /v1/chat/completions has `n`",
 }
+# items of calls and of their outputs → the type of the call and its field
+_MADE = {"function_call": ("function", "arguments"), "custom_tool_call": ("custom", "input")}
+_OUTPUTS = frozenset(("function_call_output", "custom_tool_call_output"))
 _HINTS = frozenset(("reasoning", "max_tool_calls", "stream_options", "image", "access_programs"))
 
 
 class Item(Body):
-    """An item of the input: a message."""
+    """An item of the input: a message, a call of a tool that was made, or its output."""
 
     model_config = ConfigDict(strict=True)
 
@@ -96,8 +101,9 @@ class ResponseRequest(Body):
     include: list[str] | None = None
     top_logprobs: int | None = Field(default=None, description="0 to 20")
     text: dict[str, Any] | None = Field(default=None, description='{"format": {"type": "text"}} or nothing')
-    tools: list[dict[str, Any]] | None = Field(default=None, description="not offered: an empty list or nothing")
-    parallel_tool_calls: bool | None = None
+    tools: list[dict[str, Any]] | None = Field(default=None, description="functions, and custom tools; at most 128")
+    tool_choice: Any = Field(default=None, description='"auto", "none", "required", or a tool')
+    parallel_tool_calls: bool | None = Field(default=None, description="false: one call at most")
     metadata: dict[str, str] | None = None
     truncation: str | None = Field(default=None, description='"disabled"; nothing is ever truncated')
     stream: bool | None = None
@@ -108,77 +114,26 @@ class ResponseRequest(Body):
     request_id: str | None = Field(default=None, description="the same")
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request understood: the call, the conversation without its instructions, and what all states of the response
-    have in common."""
-
-    call: Call
-    said: tuple[Message, ...]
-    item: str
-    base: dict[str, Any]
-    tokenizer: Tokenizer
-    logprobs: bool
-
-    def state(self, status: str, **more: Any) -> dict[str, Any]:
-        """The response in a state."""
-        return {**self.base, "status": status, **more}
-
-    def part(self, text: str, logs: list[dict[str, Any]]) -> dict[str, Any]:
-        """The one part of the one output message."""
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logs}
-
-    def message(self, status: str, *content: dict[str, Any]) -> dict[str, Any]:
-        """The one output message."""
-        return {"id": self.item, "type": "message", "role": "assistant", "status": status, "content": list(content)}
-
-    def logs(self, logs: tuple[ir.Logprob, ...]) -> list[dict[str, Any]]:
-        """Logprobs of tokens, where they were asked for."""
-        return forms.token_logprobs(self.tokenizer, logs) if self.logprobs else []
-
-    def finished(self, text: str, meta: ir.Meta, usage: dict[str, Any]) -> dict[str, Any]:
-        """The response, complete or cut by a limit."""
-        cut = meta.finish_reason == "length"
-        status = "incomplete" if cut else "completed"
-        return self.state(
-            status,
-            completed_at=None if cut else int(time.time()),
-            incomplete_details={"reason": "max_output_tokens"} if cut else None,
-            output=[self.message(status, self.part(text, self.logs(meta.logprobs)))],
-            usage=usage,
-        )
-
-    def kept(self, response: dict[str, Any], text: str) -> Kept:
-        """What a later request goes on from."""
-        chat = self.call.prompts[0]
-        assert isinstance(chat, Chat), "a response has one prompt, a chat"
-        said = self.said
-        if chat.continue_final:
-            said, text = said[:-1], said[-1].content + text
-        return Kept(msgspec.json.encode(response), (*said, Message("assistant", text)))
-
-
 def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     """Routes of this module."""
     routes = APIRouter(route_class=StrictRoute, tags=["openai"])
     recall = Recall(time.monotonic)
+    manner = Manner.of(service.template)
 
     @routes.post("/v1/responses")
     async def responses(body: ResponseRequest, request: Request, caller: Caller = Who) -> Response:
         """Answer an input, or a conversation that goes on."""
         notes = noted(body, settings, ignored=forms.silent(body) | _HINTS | frozenset(_REFUSED))
         caller = forms.labelled(caller, given(body), service)
-        asked, more = asked_of(body, service, settings, recall, caller)
+        asked, more = asked_of(body, manner, service, settings, recall, caller)
+        more += await service.compiled(asked.call)
         store = body.store is not False
         if body.stream:
             made = events(service, asked, caller, recall if store else None)
             return await sse(made, request, caller, done=None, notes=(*notes, *more))
-        answer = await attended(request, service.complete(asked.call, caller))
-        (completion,) = answer.prompts[0].completions
-        usage = forms.response_usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens)
-        response = asked.finished(completion.text, completion.meta, usage)
+        response, kept = whole(await attended(request, service.complete(asked.call, caller)), asked)
         if store:
-            recall.keep(caller.namespace, response["id"], asked.kept(response, completion.text))
+            recall.keep(caller.namespace, response["id"], kept)
         return reply(response, caller, (*notes, *more))
 
     @routes.get("/v1/responses/{id}")
@@ -211,14 +166,16 @@ def _missing(id: str) -> Failure:
 
 
 def asked_of(
-    body: ResponseRequest, service: Service, settings: Settings, recall: Recall, caller: Caller
+    body: ResponseRequest, manner: Manner, service: Service, settings: Settings, recall: Recall, caller: Caller
 ) -> tuple[Asked, tuple[str, ...]]:
     """What a body asks for, and sentences about what was left out of it. Raises `Failure` 400, 404."""
     check_model(service, service.names[0] if body.model is None else body.model)
     fields = given(body)
-    _refuse(body, fields)
-    chat, notes = _input(body, service, settings)
-    said = (*_previous(body, recall, caller), *chat.messages)
+    _refuse(body, fields, thinks=manner.thinking is not None)
+    told = manner.told()
+    before = _previous(body, recall, caller, told.ledger)
+    chat, notes = _input(body, told, service, settings)
+    said = (*before, *chat.messages)
     leading = (Message("system", body.instructions),) if body.instructions else ()
     logprobs = LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
     sampling = sampling_of(
@@ -226,19 +183,25 @@ def asked_of(
         protocol="openai",
         default_max_tokens=None,
     )
+    spelled = {**fields, "text.format": (body.text or {}).get("format")}
+    chat, hearing = manner.hearing(
+        replace(chat, messages=(*leading, *said)), response_offer(fields), constraint_of(spelled), fields
+    )
     call = Call(
-        prompts=(replace(chat, messages=(*leading, *said)),),
+        prompts=(chat,),
         sampling=sampling,
         salt=forms.salt_of(body.cache_salt),
         priority=body.priority or 0,
         timeout=forms.seconds_of(body.timeout),
+        jump=jump_of(fields),
+        **hearing.held,
     )
     base = _base(body, sampling, fields, body.model or service.names[0])
-    return Asked(call, said, f"msg_{secrets.token_hex(16)}", base, service.tokenizer, logprobs), notes
+    return Asked(call, hearing, said, told.ledger.calls, base, service.tokenizer, logprobs), notes
 
 
-def _refuse(body: ResponseRequest, fields: Mapping[str, Any]) -> None:
-    forms.refuse_others(fields)
+def _refuse(body: ResponseRequest, fields: Mapping[str, Any], *, thinks: bool) -> None:
+    forms.refuse_others(fields, thinks=thinks)
     for name, why in _REFUSED.items():
         value = fields.get(name)
         if value is not None and value is not False and not (name == "n" and value == 1):
@@ -247,10 +210,6 @@ def _refuse(body: ResponseRequest, fields: Mapping[str, Any]) -> None:
         raise unsupported(
             "truncation", "`truncation` is not supported: a conversation is never cut; shorten it yourself"
         )
-    kind = (body.text or {}).get("format")
-    if kind is not None and kind != {"type": "text"}:
-        text = '`text.format` is not supported: this server does not constrain output yet; {"type": "text"} is'
-        raise unsupported("text.format", text)
     for name in body.include or ():
         if name not in _INCLUDES:
             raise bad(f"`include`: {name[:60]!r} is not known", "include")
@@ -261,23 +220,49 @@ def _refuse(body: ResponseRequest, fields: Mapping[str, Any]) -> None:
         raise bad("`metadata` has at most 16 pairs, of 64 and 512 characters", "metadata")
 
 
-def _input(body: ResponseRequest, service: Service, settings: Settings) -> tuple[Chat, tuple[str, ...]]:
+def _input(body: ResponseRequest, told: Told, service: Service, settings: Settings) -> tuple[Chat, tuple[str, ...]]:
     if isinstance(body.input, str):
         return Chat((Message("user", body.input),)), ()
-    messages = []
+    messages: list[ChatMessage] = []
+    places: list[str] = []
     for n, item in enumerate(body.input):
         if item.type == "reasoning":
-            continue  # of another model: no template shows it
-        if item.type != "message":
-            name = f"input[{n}]"
-            raise unsupported(name, f"`{name}`: items of type {item.type[:40]!r} are not supported; send messages")
+            continue  # of another turn: no template shows it
+        made = _message(item, f"input[{n}]")
+        calls = made.tool_calls
+        if calls and messages and messages[-1].role == "assistant":  # one message of the model's is several items here
+            messages[-1].tool_calls = [*(messages[-1].tool_calls or ()), *calls]
+            continue
+        messages.append(made)
+        places.append(f"input[{n}]")
+    return chat_of(
+        messages, context=service.context, strict=settings.strict_requests, at="input", told=told, places=places
+    )
+
+
+def _message(item: Item, at: str) -> ChatMessage:
+    """An item of a history as a message of a chat's."""
+    extra = item.model_extra or {}
+    if item.type == "message":
         if item.role is None:
-            raise bad(f"`input[{n}].role` is required", f"input[{n}].role")
-        messages.append(ChatMessage(role=item.role, content=item.content, **(item.model_extra or {})))
-    return chat_of(messages, context=service.context, strict=settings.strict_requests, at="input")
+            raise bad(f"`{at}.role` is required", f"{at}.role")
+        return ChatMessage(role=item.role, content=item.content, **extra)
+    if item.type in _MADE:
+        kind, field = _MADE[item.type]
+        call = {"id": extra.get("call_id"), "type": kind, kind: {"name": extra.get("name"), field: extra.get(field)}}
+        return ChatMessage(role="assistant", tool_calls=[call])
+    if item.type in _OUTPUTS:
+        try:
+            result = Item.model_validate({"content": extra.get("output")})
+        except ValidationError:
+            raise bad(f"`{at}.output` is required, a string or a list of parts of text", f"{at}.output") from None
+        return ChatMessage(role="tool", content=result.content, tool_call_id=extra.get("call_id"))
+    raise unsupported(
+        at, f"`{at}`: items of type {item.type[:40]!r} are not supported; send messages, calls and outputs"
+    )
 
 
-def _previous(body: ResponseRequest, recall: Recall, caller: Caller) -> tuple[Message, ...]:
+def _previous(body: ResponseRequest, recall: Recall, caller: Caller, ledger: Ledger) -> tuple[Message, ...]:
     name = body.previous_response_id
     if name is None:
         return ()
@@ -288,6 +273,8 @@ def _previous(body: ResponseRequest, recall: Recall, caller: Caller) -> tuple[Me
             "previous_response_id",
             "previous_response_not_found",
         )
+    for call, tool in found.calls:
+        ledger.made(call, tool)
     return found.messages
 
 
@@ -313,9 +300,9 @@ def _base(body: ResponseRequest, sampling: ir.Sampling, fields: Mapping[str, Any
         "service_tier": "default",
         "store": body.store is not False,
         "temperature": sampling.temperature,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": (body.text or {}).get("format") or {"type": "text"}},
         "tool_choice": fields.get("tool_choice") or "auto",
-        "tools": [],
+        "tools": [_shown_tool(tool) for tool in body.tools or ()],
         "top_logprobs": max(0, sampling.logprobs),
         "top_p": sampling.top_p,
         "truncation": "disabled",
@@ -323,52 +310,5 @@ def _base(body: ResponseRequest, sampling: ir.Sampling, fields: Mapping[str, Any
     }
 
 
-# -- a stream
-
-
-async def events(service: Service, asked: Asked, caller: Caller, recall: Recall | None) -> AsyncGenerator[Event, None]:
-    """The events of a response, in OpenAI's order. What fails before the first is raised; later failures are told by
-    `error` and `response.failed`. `recall` keeps the response when it is whole."""
-    number = iter(range(1 << 62))
-    place = {"item_id": asked.item, "output_index": 0, "content_index": 0}
-
-    def event(name: str, **fields: Any) -> Event:
-        return Event(name, {"type": name, "sequence_number": next(number), **fields})
-
-    texts: list[str] = []
-    begun: Begun | None = None
-    meta = ir.Meta()
-    try:
-        async with contextlib.aclosing(opened(service, asked.call, caller)) as outs:
-            async for out in outs:
-                if isinstance(out, Begun):
-                    begun = out
-                    yield event("response.created", response=asked.state("in_progress"))
-                    yield event("response.in_progress", response=asked.state("in_progress"))
-                    yield event("response.output_item.added", output_index=0, item=asked.message("in_progress"))
-                    yield event("response.content_part.added", **place, part=asked.part("", []))
-                    continue
-                logs = asked.logs(out.logprobs)
-                texts.append(out.text)
-                if out.text or logs:
-                    yield event("response.output_text.delta", **place, delta=out.text, logprobs=logs)
-                meta = out.meta or meta
-    except Failure as failure:
-        if begun is None:
-            raise
-        error = {"code": "server_error", "message": failure.message}
-        yield event("error", code=failure.code, message=failure.message, param=failure.param)
-        yield event("response.failed", response=asked.state("failed", error=error))
-        return
-    assert begun is not None, "a call that ends well has begun"
-    text = "".join(texts)
-    usage = forms.response_usage(begun.prompt_tokens, meta.completion_tokens, meta.cached_tokens)
-    response = asked.finished(text, meta, usage)
-    (item,) = response["output"]
-    (part,) = item["content"]
-    if recall is not None:
-        recall.keep(caller.namespace, response["id"], asked.kept(response, text))
-    yield event("response.output_text.done", **place, text=text, logprobs=part["logprobs"])
-    yield event("response.content_part.done", **place, part=part)
-    yield event("response.output_item.done", output_index=0, item=item)
-    yield event(f"response.{response['status']}", response=response)
+def _shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    return {"strict": None, "parameters": None, **tool} if tool.get("type") == "function" else tool

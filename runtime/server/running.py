@@ -7,6 +7,7 @@ ends, `close` stops what still runs in the engine and frees its place.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -23,6 +24,7 @@ from ramet.runtime.server.gate import Place
 ALL = frozenset({ir.Started, ir.Token, ir.Finished, ir.Forked, ir.Joined, ir.Rendered, ir.Failed, ir.Ended})
 STREAMED = frozenset({ir.Started, ir.Token, ir.Finished, ir.Failed, ir.Ended})
 WHOLE = STREAMED - {ir.Token}  # nobody needs to wake for text that is asked for as a whole
+_FIELD = re.compile(r"([a-z_]+)(?:=|: )")  # "logit_bias: 5 is not a token id", "max_tokens=5: ..."
 Prepare = Callable[[Layout, ClientSession], None]
 
 
@@ -183,6 +185,6 @@ def known(error: BaseException) -> Failure:
     if isinstance(error, errors.TransportError):
         return EngineLost(error.message)
     if isinstance(error, errors.ConstraintError | errors.StateError):
-        field, colon, _ = error.message.partition(": ")  # "logit_bias: 5 is not a token id"
-        return failures.bad(error.message, field if colon and field.isidentifier() else None)
+        field = _FIELD.match(error.message)
+        return failures.bad(error.message, field[1] if field else None)
     return failures.of(error)

@@ -2,7 +2,7 @@
 
 In: a request's fields as they came, under OpenAI's (with vLLM's), SGLang's, Anthropic's or Ollama's names. Out: an
 `ir.Sampling`, whose own constructor checks every bound, or a `Failure` 400 that names the client's field. What would
-constrain the output in a way that is not offered is refused here, never ignored.
+change the output in a way that is not offered is refused here, never ignored.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError
+from ramet.runtime.server.constraints import NAMES as CONSTRAINTS
 from ramet.runtime.server.failures import Failure, bad, unsupported
 
 Protocol = Literal["openai", "sglang", "anthropic", "ollama"]
@@ -59,29 +60,11 @@ DEFAULTS: Mapping[Protocol, Mapping[str, float]] = {  # of the protocol's docume
     "ollama": {"temperature": 0.8, "top_k": 40, "top_p": 0.9},
 }
 
-_GRAMMAR = "this server does not constrain output yet"
-_CONSTRAINTS: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            "regex",
-            "json_schema",
-            "ebnf",
-            "grammar",
-            "structural_tag",
-            "structured_outputs",
-            "guided_json",
-            "guided_json_object",
-            "guided_regex",
-            "guided_choice",
-            "guided_grammar",
-            "stop_regex",
-            "bad_words",
-            "allowed_token_ids",
-            "format",
-        ),
-        _GRAMMAR,
-    ),
-    **dict.fromkeys(("tools", "functions"), "tools are not offered yet"),
+_UNOFFERED: Mapping[str, str] = {
+    "stop_regex": "stops are strings and token ids; a `regex` on the whole output can end it",
+    "bad_words": "`logit_bias` of -100 forbids a token; a `regex` says what the output may be",
+    "allowed_token_ids": "`regex`, `guided_choice` and grammars say what the output may be",
+    "guided_whitespace_pattern": "JSON is written as json.dumps does",
     **dict.fromkeys(("custom_logit_processor", "logits_processors", "custom_params"), "requests cannot bring code"),
     **dict.fromkeys(("lora_path", "lora_request"), "adapters are not offered"),
     **dict.fromkeys(("input_embeds", "prompt_embeds"), "prompts are text or token ids"),
@@ -94,7 +77,6 @@ _CONSTRAINTS: Mapping[str, str] = {
     "chat_template": "the chat template is the model's own",
     "extra_body": "it is an argument of the openai package; put its fields into the body itself",
 }
-_SCHEMAS = frozenset(("json_schema", "guided_json", "format"))  # an empty one still asks for JSON
 
 
 def sampling_of(
@@ -147,24 +129,38 @@ def length_of(fields: Mapping[str, object], *, protocol: Protocol, default: int 
     return None if protocol == "ollama" and length in (-1, -2) else length
 
 
-def refuse_constraints(fields: Mapping[str, object]) -> None:
+def refuse_unoffered(fields: Mapping[str, object]) -> None:
     """Raise `Failure` 400 for the first field that would change what is generated, and that this server does not
-    offer. Null, false and empty values ask for nothing, but for an empty schema, which asks for JSON."""
-    for name, why in _CONSTRAINTS.items():
+    offer. Null, false and empty values ask for nothing."""
+    for name, why in _UNOFFERED.items():
+        if _asked(fields.get(name)):
+            raise unsupported(name, f"`{name}` is not supported: {why}; leave it out")
+
+
+def refuse_tools(fields: Mapping[str, object]) -> None:
+    """Raise `Failure` 400 for tools, where a protocol has none."""
+    why = "tools belong to chats, responses and messages"
+    for name in ("tools", "functions"):
+        if _asked(fields.get(name)):
+            raise unsupported(name, f"`{name}` is not supported here: {why}; leave it out")
+    for name in ("tool_choice", "function_call"):
+        if fields.get(name) not in (None, "none", "auto"):
+            raise unsupported(name, f"`{name}` is not supported here: {why}; leave it out")
+
+
+def refuse_constraints(fields: Mapping[str, object]) -> None:
+    """As `refuse_unoffered`, where nothing is generated that could be constrained: constraints and tools too. An empty
+    schema asks for JSON, and is refused as well."""
+    refuse_unoffered(fields)
+    refuse_tools(fields)
+    for name in CONSTRAINTS:
         value = fields.get(name)
-        if value == {} and name in _SCHEMAS:
-            raise unsupported(name, f"`{name}` is not supported: {why}; leave it out")
-        if value is not None and value is not False and value != [] and value != {} and value != "":
-            raise unsupported(name, f"`{name}` is not supported: {why}; leave it out")
-    wanted = fields.get("response_format")
-    kind = wanted.get("type") if isinstance(wanted, Mapping) else wanted
-    if kind not in (None, "text"):
-        raise unsupported("response_format", f'`response_format` is not supported: {_GRAMMAR}; {{"type": "text"}} is')
-    choice = fields.get("tool_choice")
-    if choice not in (None, "none", "auto"):
-        raise unsupported("tool_choice", "`tool_choice` is not supported: tools are not offered yet; leave it out")
-    if fields.get("function_call") not in (None, "none", "auto"):
-        raise unsupported("function_call", "`function_call` is not supported: tools are not offered yet; leave it out")
+        if (_asked(value) or value == {}) and value != {"type": "text"}:
+            raise unsupported(name, f"`{name}` is not supported here: nothing is generated freely; leave it out")
+
+
+def _asked(value: object) -> bool:
+    return value is not None and value is not False and value != [] and value != {} and value != ""
 
 
 def given(body: BaseModel) -> dict[str, object]:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -24,7 +24,8 @@ from ramet.runtime.client import ClientSession, EngineClient
 from ramet.runtime.server import compose, failures
 from ramet.runtime.server.accounts import Accounts, Observer
 from ramet.runtime.server.bridge import Bridge, EngineLost
-from ramet.runtime.server.call import Answer, Answered, Begun, Call, Caller, Completion, Piece, Prompt
+from ramet.runtime.server.call import Answer, Answered, Begun, Call, Caller, Completion, Outs, Prompt
+from ramet.runtime.server.constraints import concerns, refused
 from ramet.runtime.server.failures import Failure
 from ramet.runtime.server.gate import Gate, GateLimits, restarting
 from ramet.runtime.server.running import ALL, STREAMED, WHOLE, Duplex, Run, known
@@ -32,7 +33,7 @@ from ramet.runtime.server.watch import State, Watch
 
 Result = TypeVar("Result")
 YIELDING = 5  # added to the niceness of threads that tokenise: a long prompt takes what streams and steps leave over
-THREADS = 4  # that tokenise
+THREADS = 4  # that tokenise, and as many that wait for the compiler
 UNBOUNDED = 1 << 40  # tokens
 
 
@@ -67,6 +68,7 @@ class Service:
         self._note: Observer = on_event or (lambda name, value: None)
         self._accounts = Accounts(self._note, lambda: self._attach().time())
         self._threads = ThreadPoolExecutor(THREADS, "ramet-text", initializer=_yield_to_others)
+        self._compilers = ThreadPoolExecutor(THREADS, "ramet-constraints")
         self._runs: dict[tuple[str, str], set[Run]] = {}
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -77,8 +79,9 @@ class Service:
     # -- life
 
     async def start(self) -> None:
-        """Begin to watch the engine. Anything else that is awaited does so too."""
+        """Begin to watch the engine (anything else that is awaited does so too), and to warm up what compiles."""
         self._attach()
+        self._compilers.submit(self.client.compiler.warm)
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -150,14 +153,15 @@ class Service:
         self._end_all(over)
         await self._watch.stop()
         await loop.run_in_executor(self._threads, self.client.close)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._threads, self._compilers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # -- calls
 
-    async def stream(self, call: Call, caller: Caller) -> AsyncIterator[Begun | Piece]:
-        """A call's text as it comes: a `Begun` per prompt, then `Piece`s, the last of each completion with its `meta`.
-        Close the generator (or cancel) to stop the programs at once. When the engine is lost before anything came, the
-        call is run once more. Raises `Failure`."""
+    async def stream(self, call: Call, caller: Caller) -> AsyncGenerator[Outs, None]:
+        """A call's text as it comes, each time all that is there: a `Begun` per prompt, then `Piece`s, the last of each
+        completion with its `meta`. Close the generator (or cancel) to stop the programs at once. When the engine is
+        lost before anything came, the call is run once more. Raises `Failure`."""
         self._attach()
         call, deadline = compose.seeded(call, self._seed), self._deadline(call.timeout, caller)
         patience: float | None = None
@@ -170,9 +174,9 @@ class Service:
                     while not reading.over:
                         outs = reading.read(await run.mailbox.take())
                         last = self._accounts.paced(outs, run.made, last)
-                        for out in outs:
+                        if outs:
                             sent = True
-                            yield out
+                            yield outs
                         reading.raise_failure()
                     return
                 except EngineLost:
@@ -289,6 +293,10 @@ class Service:
         try:
             session.prepare(layout.ops)
             tokens = session.length(layout.seq)
+        except errors.ConstraintError as error:
+            if call.constraint is not None and concerns(error):
+                raise refused(error, call.field, call.places) from None
+            raise
         except errors.ContextOverflow as error:
             tokens = self._length(prompt)
             if tokens <= self.context:
@@ -335,6 +343,13 @@ class Service:
     def _length(self, prompt: Prompt) -> int:
         compose.check_size(prompt, self.context)
         return compose.lowered(prompt, self.client.lowering(0, context=UNBOUNDED))[0]
+
+    async def compiled(self, call: Call) -> tuple[str, ...]:
+        """Compile a call's constraint before it waits for its turn: it takes neither a place nor a thread that
+        tokenises. Sentences about what its text is held to less strictly than asked. Raises `Failure` 400."""
+        if call.constraint is None:
+            return ()
+        return await self._attach().run_in_executor(self._compilers, compose.compiled, call, self.client)
 
     # -- control
 

@@ -37,14 +37,15 @@ class Look:
     ends: tuple[int, ...] = ()
 
 
-def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
-    """OpenAI's usage; `cached` of the prompt's tokens came from the cache."""
+def usage(prompt: int, completion: int, cached: int, forced: int = 0, reasoning: int = 0) -> dict[str, Any]:
+    """OpenAI's usage; `cached` of the prompt's tokens came from the cache, `forced` of the completion's needed no
+    decode step of their own, and `reasoning` were thoughts."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": reasoning, "forced_tokens": forced},
     }
 
 

@@ -66,11 +66,25 @@ class Event:
     data: Payload
 
 
+_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens", "num_predict")
+_PLACES: Mapping[str, str] = {  # a field of a body → where the limit of an answer's length stands
+    **{name: name for name in _LIMITS},
+    "sampling_params": "sampling_params.max_new_tokens",
+    "options": "options.num_predict",
+}
+
+
 def noted(body: Body, settings: Settings, *, ignored: Collection[str] = ()) -> tuple[str, ...]:
     """A sentence about each field of `body` that is not known (of the first `MAX_NOTES` of them); `ignored` are fields
-    that have no effect here and need no word. Raises `Failure` under `settings.strict_requests`."""
+    that have no effect here and need no word. Raises `Failure` under `settings.strict_requests`, and in any case for a
+    limit by another protocol's name: to ignore it would change the answer."""
     known = set(type(body).model_fields) | set(ignored)
     unknown = [name for name in body.model_extra or {} if name not in known]
+    right = next((_PLACES[name] for name in type(body).model_fields if name in _PLACES), "")
+    foreign = next((name for name in unknown if name in _LIMITS and (body.model_extra or {})[name] is not None), "")
+    if right and foreign:
+        message = f"`{foreign}` is not a field of this request; its limit is `{right}`"
+        raise Failure(400, message, code="unknown_parameter", param=foreign)
     if unknown and settings.strict_requests:
         name = unknown[0][:64]
         message = f"`{name}` is not a field of this request{_hint(name, known)}"
@@ -86,16 +100,21 @@ def _hint(name: str, known: Collection[str]) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
-def caller_of(request: Request) -> Caller:
+def caller_in(scope: Scope) -> Caller:
     """Who asks; the guard has found it out."""
-    caller = request.scope["ramet.caller"]
+    caller = scope["ramet.caller"]
     assert isinstance(caller, Caller), "the guard stands in front of every route"
     return caller
 
 
-def admin_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
+    """Who asks, as a dependency: async, since FastAPI runs others in threads, two switches for each request."""
+    return caller_in(request.scope)
+
+
+async def admin_of(request: Request) -> Caller:
     """Who asks, on routes of control. Raises `Failure` 403 without the admin key, whatever the path looked like."""
-    caller = caller_of(request)
+    caller = caller_in(request.scope)
     if not caller.admin:
         raise Failure(403, "this needs the admin key", type="permission_error", code="admin_only")
     return caller
@@ -158,11 +177,13 @@ def _keys(value: Any) -> int:
 
 
 _FORMS = ("multipart/", "image/", "audio/", "video/")
+_PROMPTS = ("messages", "input", "prompt", "text", "input_ids")  # fields that hold what the model reads
 
 
 class StrictRoute(APIRoute):
     """A route whose body is JSON by our own strict parser, whatever content type names it: `curl -d` calls it a form,
-    and the guard keeps browsers of foreign pages out. What says that it is something else is refused."""
+    and the guard keeps browsers of foreign pages out. What says that it is something else is refused. A prompt that is
+    too long is answered with the name of the field that it came in."""
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         """The handler that FastAPI calls."""
@@ -180,7 +201,12 @@ class StrictRoute(APIRoute):
             scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
             strict = Request(scope, request.receive)
             strict._body, strict._json = raw if raw.strip() else b"{}", value
-            response: Response = await inner(strict)
+            try:
+                response: Response = await inner(strict)
+            except Failure as failure:
+                if failure.code == "context_length_exceeded" and failure.param is None:
+                    failure.param = next((name for name in _PROMPTS if value.get(name)), None)
+                raise
             return response
 
         return handler
@@ -227,14 +253,16 @@ def reply(payload: object, caller: Caller, notes: Sequence[str] = (), status: in
     return Response(msgspec.json.encode(payload), status, headers_of(caller, notes), "application/json")
 
 
+Batch = Sequence[Payload | Event]  # what was ready at once, and is sent at once
+Batches = AsyncGenerator[Batch, None]
 Frame = Callable[[Payload | Event], bytes]
 
 
 def sse_frame(item: Payload | Event) -> bytes:
     """One server-sent event."""
-    name = f"event: {item.name}\n".encode() if isinstance(item, Event) else b""
-    data = item.data if isinstance(item, Event) else item
-    return name + b"data: " + _encoded(data) + b"\n\n"
+    if isinstance(item, Event):
+        return b"event: %b\ndata: %b\n\n" % (item.name.encode(), _encoded(item.data))
+    return b"data: %b\n\n" % _encoded(item)
 
 
 def ndjson_frame(item: Payload | Event) -> bytes:
@@ -248,8 +276,14 @@ def _encoded(data: Payload) -> bytes:
     return data.encode() if isinstance(data, str) else msgspec.json.encode(data)
 
 
+def extended(head: bytes, more: object) -> bytes:
+    """The JSON object `head` with the fields of `more` behind its own: what all chunks of a stream have in common is
+    encoded once. Both have a field at least."""
+    return b"%b,%b" % (head[:-1], msgspec.json.encode(more)[1:])
+
+
 async def sse(
-    events: AsyncGenerator[Payload | Event, None],
+    events: Batches,
     request: Request,
     caller: Caller,
     *,
@@ -258,13 +292,13 @@ async def sse(
     notes: Sequence[str] = (),
 ) -> Response:
     """A stream of server-sent events, closed by `done`, or after a failure by what `failed` makes of it (and no
-    `done`). Waits for the first event, so that what fails before it is answered with its own status."""
+    `done`). Waits for the first ones, so that what fails before them is answered with its own status."""
     head = await _first(events, request)
     return Stream(head, events, sse_frame, headers_of(caller, notes), "text/event-stream", done, failed, b": \n\n")
 
 
 async def ndjson(
-    events: AsyncGenerator[Payload | Event, None],
+    events: Batches,
     request: Request,
     caller: Caller,
     *,
@@ -275,23 +309,24 @@ async def ndjson(
     return Stream(head, events, ndjson_frame, headers_of(caller), "application/x-ndjson", None, failed, b"")
 
 
-async def _first(events: AsyncGenerator[Payload | Event, None], request: Request) -> list[Payload | Event]:
+async def _first(events: Batches, request: Request) -> Batch:
     try:
-        return [await attended(request, anext(events))]
+        return await attended(request, anext(events))
     except StopAsyncIteration:
-        return []
+        return ()
     except BaseException:
         await events.aclose()
         raise
 
 
 class Stream(Response):
-    """An answer that is sent as it is made. Ends its source when the client goes away, at once."""
+    """An answer that is sent as it is made, each batch in one piece. Ends its source when the client goes away, at
+    once. What a token costs here, it costs for each stream at each step: there is no task and no timer per batch."""
 
     def __init__(
         self,
-        head: list[Payload | Event],
-        events: AsyncGenerator[Payload | Event, None],
+        head: Batch,
+        events: Batches,
         frame: Frame,
         headers: Mapping[str, str],
         media_type: str,
@@ -303,17 +338,20 @@ class Stream(Response):
         del self.headers["content-length"]
         self._head, self._events, self._frame = head, events, frame
         self._done, self._failed, self._keep_alive = done, failed, keep_alive
+        self._last = 0.0  # when something was sent, by the loop's clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the source ends or the client is gone."""
-        sender = asyncio.ensure_future(self._send(send))
-        gone = asyncio.ensure_future(_gone(receive))
+        tasks: list[asyncio.Future[None]] = []
         try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            tasks += map(asyncio.ensure_future, (self._send(send), _gone(receive), self._beat(send)))
+            sender, gone, _ = tasks
             await asyncio.wait({sender, gone}, return_when=asyncio.FIRST_COMPLETED)
             if sender.done():
                 sender.result()
         finally:
-            for each in (sender, gone):
+            for each in tasks:
                 if not each.done():
                     each.cancel()
                     with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -321,35 +359,33 @@ class Stream(Response):
             await self._events.aclose()
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        clock = asyncio.get_running_loop().time
+        frame = self._frame
         try:
-            for item in self._head:
-                await _body(send, self._frame(item))
-            await self._rest(send)
+            if self._head:
+                self._last = clock()
+                await _body(send, b"".join(map(frame, self._head)))
+            async for batch in self._events:
+                self._last = clock()
+                await _body(send, frame(batch[0]) if len(batch) == 1 else b"".join(map(frame, batch)))
             last: Payload | Event | None = self._done
         except Exception as error:  # noqa: BLE001 (the request boundary: the client is told, the server goes on)
             last = self._failed(of(error))
-        if last is not None:
-            await _body(send, self._frame(last))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        self._keep_alive = b""  # nothing may follow the end
+        await _body(send, b"" if last is None else frame(last), more=False)
 
-    async def _rest(self, send: Send) -> None:
-        while True:
-            step = asyncio.ensure_future(anext(self._events))
-            try:
-                while not (await asyncio.wait({step}, timeout=KEEP_ALIVE))[0]:
-                    if self._keep_alive:
-                        await _body(send, self._keep_alive)
-                item = step.result()
-            except StopAsyncIteration:
-                return
-            finally:
-                if not step.done():
-                    step.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, Exception):
-                        await step
-            await _body(send, self._frame(item))
+    async def _beat(self, send: Send) -> None:
+        """Comments into silence. Wakes once in `KEEP_ALIVE` seconds, whatever is sent meanwhile."""
+        clock = asyncio.get_running_loop().time
+        self._last = clock()
+        while self._keep_alive:
+            left = self._last + KEEP_ALIVE - clock()
+            if left > 0:
+                await asyncio.sleep(left)
+            else:
+                self._last = clock()
+                await _body(send, self._keep_alive)
 
 
-async def _body(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})
+async def _body(send: Send, data: bytes, *, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": more})

@@ -25,6 +25,18 @@ MUST = {
     "openai_sync": "openai",
     "openai_async": "openai",
     "openai_responses": "openai",
+    "openai_structured": "openai",
+    "anthropic_structured": "anthropic",
+    "ollama_structured": "ollama",
+    "sglang_structured": "sglang",
+    "langchain_structured": "langchain",
+    "litellm_structured": "litellm",
+    "openai_tools": "openai",
+    "anthropic_tools": "anthropic",
+    "ollama_tools": "ollama",
+    "langchain_tools": "langchain",
+    "litellm_tools": "litellm",
+    "smolagents_tools": "smolagents",
     "anthropic_client": "anthropic",
     "ollama_client": "ollama",
     "sglang_client": "sglang",
@@ -32,16 +44,24 @@ MUST = {
     "litellm_client": "litellm",
     "smolagents_client": "smolagents",
 }
-LONG = ("smolagents_client",)  # the instructions of its agents alone are longer than the tiny model's context
+LONG = (
+    "smolagents_client",
+    "smolagents_tools",
+)  # the instructions of its agents alone are longer than the tiny model's context
 MAY = {
     "instructor_client": "instructor",
+    "instructor_structured": "instructor",
+    "pydantic_ai_structured": "pydantic_ai",
+    "instructor_tools": "instructor",
+    "pydantic_ai_tools": "pydantic_ai",
     "pydantic_ai_client": "pydantic_ai",
     "dspy_client": "dspy",
     "llama_index_client": "llama_index",
     "guidance_client": "guidance",
 }
 # SGLang's own test programs. "!": the default model, of 135M parameters, does not know what they ask. Left out: images,
-# programs that need grammars or the package index of models, and `test_react`, whose course depends on the model.
+# programs that need the package index of models, `test_react`, whose course depends on the model, and
+# `test_decode_json`, whose pattern allows line breaks in strings that JSON does not.
 SGLANG = (
     "test_few_shot_qa!",
     "test_mt_bench",
@@ -51,6 +71,9 @@ SGLANG = (
     "test_parallel_decoding",
     "test_parallel_encoding!",
     "test_stream",
+    "test_decode_int!",
+    "test_regex",
+    "test_dtype_gen",
 )
 
 

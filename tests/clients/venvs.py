@@ -44,7 +44,7 @@ CLIENTS: dict[str, Client] = {
     "httpx": Client(("httpx",)),
     "sglang": _SGLANG,
     "langchain": Client(("langchain-openai==1.7.3",)),
-    "litellm": Client(("litellm==1.106.2",), ours=False),
+    "litellm": Client(("litellm==1.106.2", "mcp"), ours=False),  # it asks for mcp where there are tools
     "smolagents": Client(("smolagents[openai]==1.26.0",)),
     "schemathesis": Client(("schemathesis==4.32.5",)),
 }

@@ -12,6 +12,7 @@ import pytest
 import ramet as rt
 from ramet.examples.cascade import ask
 from ramet.examples.few_shot_classify import LABELS, few_shot_classify
+from ramet.examples.json_extract import MAILS, Order, json_extract
 from ramet.examples.llm_judge import DIMENSIONS, llm_judge
 from ramet.examples.map_reduce_summary import TEXT, map_reduce_summary
 from ramet.examples.multi_turn_chat import multi_turn_chat
@@ -20,6 +21,7 @@ from ramet.examples.self_consistency import self_consistency
 from ramet.examples.skeleton_of_thought import skeleton_of_thought
 from ramet.examples.subproblem_graph import GRAPH, subproblem_graph
 from ramet.examples.tree_of_thought import tree_of_thought
+from ramet.examples.typed_judge import CRITERIA, typed_judge
 from ramet.frontend.backends.engine import Engine
 from ramet.frontend.ir import Finished, Usage
 from ramet.frontend.replay import Recorder, Recording, one_by_one
@@ -39,6 +41,8 @@ RUNS: dict[str, Callable[[rt.Backend], rt.Run[object]]] = {
     "react_agent": lambda b: react_agent.using(backend=b)("How high?", max_steps=3, max_tokens=6),
     "cascade": lambda b: ask.using(backend=b)("Why?", max_tokens=6),
     "subproblem_graph": lambda b: subproblem_graph.using(backend=b)(GRAPH, max_tokens=6),
+    "json_extract": lambda b: json_extract.using(backend=b)(MAILS[0], max_tokens=800),
+    "typed_judge": lambda b: typed_judge.using(backend=b)("Why?", "So.", max_tokens=600),
 }
 
 
@@ -113,7 +117,9 @@ def test_nothing_is_computed_twice(engine, name):
     assert run.usage.computed_tokens >= 0.5 * distinct, "and the count of distinct tokens is not a loose bound"
 
 
-@pytest.mark.parametrize("name", ["skeleton_of_thought", "self_consistency", "map_reduce_summary", "llm_judge"])
+@pytest.mark.parametrize(
+    "name", ["skeleton_of_thought", "self_consistency", "map_reduce_summary", "llm_judge", "typed_judge"]
+)
 def test_branches_decode_in_the_same_steps(engine, name):
     run, _ = recorded(engine, name)
     last_fork = max(len(op.into) for op in run.events() if isinstance(op, rt.Forked))
@@ -147,3 +153,8 @@ def test_results_are_values_of_the_asked_kind(engine):
     assert answer in votes
     assert sum(votes.values()) == 3
     assert ask.using(backend=engine)("Why?", max_tokens=4).result(WAIT).confidence < 0
+    orders = json_extract.using(backend=engine, seed=3).batch([{"mail": mail, "max_tokens": 800} for mail in MAILS])
+    assert [type(order) for order in orders.result()] == [Order] * len(MAILS)
+    judgement = typed_judge.using(backend=engine, seed=3)("Why?", "So.", max_tokens=600).result(WAIT)
+    assert {verdict.score for verdict in judgement.verdicts.values()} <= {1, 2, 3, 4, 5}
+    assert set(judgement.verdicts) == set(CRITERIA)

@@ -247,8 +247,8 @@ PROGRAMS = [path for path in FILES if path.stem not in ("__init__", "parse", "de
 
 
 def test_all_programs_of_the_list_are_here():
-    names = "cascade few_shot_classify llm_judge map_reduce_summary multi_turn_chat react_agent self_consistency"
-    names += " skeleton_of_thought subproblem_graph tree_of_thought"
+    names = "cascade few_shot_classify json_extract llm_judge map_reduce_summary multi_turn_chat react_agent"
+    names += " self_consistency skeleton_of_thought subproblem_graph tool_agent tree_of_thought typed_judge"
     assert sorted(path.stem for path in PROGRAMS) == names.split()
 
 

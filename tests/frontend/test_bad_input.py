@@ -3,9 +3,10 @@
 import enum
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 import pytest
+from pydantic import Field
 
 import ramet as rt
 
@@ -50,9 +51,25 @@ def refused(body, error=rt.ConstraintError, match="", answers="x"):
         ({"logprobs": 99}, r"logprobs=99"),
         ({"logit_bias": {1: 1000}}, r"logit_bias\[1\]"),
         ({"seed": "x"}, r"seed='x'"),
-        ({"regex": "[0-9]+"}, r"regex=\[0-9\]\+: constrained decoding is not built"),
-        ({"json_schema": {"type": "object"}}, r"json_schema=.*constrained decoding is not built"),
-        ({"grammar": "x"}, r"grammar=x: constrained"),
+        ({"regex": "[0-9"}, r"regex=.*unterminated character set"),
+        ({"regex": r"(?=a)b"}, r"regex=.*look-ahead"),
+        ({"regex": r"(a)\1"}, r"regex=.*back-reference"),
+        ({"regex": 5}, r"regex=5: must be a str"),
+        ({"json_schema": {"type": "objekt"}}, r'json_schema: at "#/type"'),
+        ({"json_schema": "{"}, r"json_schema=\{: is no JSON"),
+        ({"json_schema": {"pattern": {1}}}, r"json_schema"),
+        ({"json_schema": {"$ref": "https://example.org/x"}}, r'json_schema: at "#/\$ref"'),
+        ({"json_schema": print}, r"print.* is no type"),
+        ({"grammar": " "}, r"grammar=' ': must be a text"),
+        ({"grammar": 5}, r"grammar=5: must be a text"),
+        ({"choices": []}, r"choices=\[\]: give at least one"),
+        ({"choices": "yes"}, r"choices='yes': must be a list"),
+        ({"regex": "a", "choices": ["a"]}, r"regex=, choices=: a generation has one constraint"),
+        ({"type": int, "regex": "a"}, r"type=int, regex=: a generation has one constraint"),
+        ({"jump": "always"}, r"jump='always': must be one of canonical, exact, off"),
+        ({"json_whitespace": "none"}, r"json_whitespace='none': must be one of fixed, flexible"),
+        ({"regex": "a", "json_whitespace": "fixed"}, r"json_whitespace='fixed': the text is no JSON"),
+        ({"regexp": "a"}, r"regexp='a': no such option; did you mean regex\?"),
         ({"n": 0}, r"n=0: must be an integer from 1"),
         ({"n": 129}, r"n=129"),
         ({"wibble": 1}, r"wibble=1: no such option; known: max_tokens"),
@@ -62,9 +79,28 @@ def test_options_of_gen(options, match):
     refused(lambda s: s.gen(name="x", **options), match=match)
 
 
-@pytest.mark.parametrize("type_", [int, float, City, list[str], dict, list[City], int | None])
-def test_types_that_need_constrained_decoding(type_):
-    error = refused(lambda s: s.gen(type_), match="constrained decoding is not built into this version; ask for str")
+@dataclass
+class Elsewhere:
+    name: "NotDefinedAnywhere"  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("type_", "match"),
+    [
+        (bytes, "type=bytes: bytes is no type that a text can be read as; use a dataclass"),
+        (list[bytes], r"type=list\[bytes\]: bytes is no type"),
+        (dict[int, str], r"dict\[int, ...\]: keys of JSON objects are str"),
+        (TypeVar("T"), "~T is no type"),
+        (Literal[b"x"] | None, "b'x' has no JSON"),
+        (Empty | None, "Empty has no values"),
+        (Elsewhere, "Elsewhere: the annotation 'NotDefinedAnywhere' is not known in its module"),
+        (5, "5 is no type"),
+        (["a", "b"], r"\['a', 'b'\] is no type"),
+        (Annotated[str, Field(pattern="(?=a)b")], "type=.*pydantic says: Error building"),
+    ],
+)
+def test_types_that_no_text_has(type_, match):
+    error = refused(lambda s: s.gen(type_), match=match)
     assert error.message.startswith("type=")
 
 
@@ -73,8 +109,7 @@ def test_other_arguments():
     refused(lambda s: s.gen(Empty), match="at least one")
     refused(lambda s: s.gen(Literal["1", 1]), match="same text")
     refused(lambda s: s.gen(Literal["a", ""]), match="non-empty")
-    refused(lambda s: s.gen(bool, temperature=1.0), match="temperature must be 0")
-    refused(lambda s: s.reply(tools=[print]), match="tools=")
+    refused(lambda s: s.reply(tools=[print]), match="tools: print: the parameter")
     refused(lambda s: s.select([]), match="at least one")
     refused(lambda s: s.select("yes"), match="must be a list")
     refused(lambda s: s.select(["a", "a"]), match="'a' twice")
@@ -113,16 +148,18 @@ def test_an_expression_of_something_else():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: rt.gen("x", regex="a"), "constrained decoding"),
-        (lambda: rt.gen("x", json_schema="{}"), "constrained decoding"),
-        (lambda: rt.gen("x", dtype=int), "dtype=int: constrained"),
-        (lambda: rt.gen("x", dtype="str"), "dtype=str: constrained"),
-        (lambda: rt.gen_int("x"), "constrained decoding"),
-        (lambda: rt.gen_string("x"), "constrained decoding"),
+        (lambda: rt.gen("x", regex="a("), "regex="),
+        (lambda: rt.gen("x", json_schema="{"), "json_schema="),
+        (lambda: rt.gen("x", dtype=list), "dtype=.*must be one of int, float, bool, str"),
+        (lambda: rt.gen("x", dtype="decimal"), "dtype='decimal'"),
+        (lambda: rt.gen("x", dtype=int, regex="a"), "regex=: a generation has one constraint"),
+        (lambda: rt.gen("x", regex="a", choices=["a"]), "regex=, choices="),
+        (lambda: rt.gen_int("x", temperature=-1), "temperature=-1"),
+        (lambda: rt.gen_string("x", n=0), "n=0"),
         (lambda: rt.gen("x", stop_regex="a"), "stop_regex"),
         (lambda: rt.gen("x", logprob_start_len=0), "logprobs of the prompt"),
         (lambda: rt.gen("x", choices=[]), "at least one"),
-        (lambda: rt.gen("x", choices=["a"], temperature=0.5), "temperature=0.5"),
+        (lambda: rt.select("x", choices=["a"], temperature=0.5), "temperature=0.5"),
         (lambda: rt.gen("x", n=0), "n=0"),
         (lambda: rt.gen("x", temperature=math.nan), "temperature=nan"),
         (lambda: rt.select("x"), "choices=None"),

@@ -1,17 +1,23 @@
 """The two programs that show how a program should read, on a mock."""
 
+import json
+from dataclasses import dataclass
 from typing import Literal
 
 import ramet as rt
 
-Tool = Literal["weather", "convert", "finish"]
+
+@dataclass
+class Action:
+    tool: Literal["weather", "convert", "finish"]
+    argument: str
 
 
 @rt.function
 def skeleton_of_thought(s: rt.State, question: str, points: int = 4) -> str:
     s.system("You answer in short, plain sentences.")
     s.user(f"List {points} points, 3 to 6 words each, that together answer:\n{question}")
-    titles = s.reply(name="outline", max_tokens=200).get().splitlines()
+    titles = s.reply(list[str], name="outline", max_tokens=200).get()
 
     branches = s.fork(titles)
     for branch in branches:
@@ -37,18 +43,17 @@ async def agent(s: rt.State, task: str, max_steps: int = 6) -> str:
     s.system("Use the tools until you can finish. Tools: weather(city), convert(celsius), finish(answer).")
     s.user(task)
     for _ in range(max_steps):
-        with s.assistant():
-            tool = s.gen(Tool, name="tool")
-            s += " "
-            argument = s.gen(name="argument", max_tokens=64)
-        if await tool == "finish":
-            return await argument
-        s.tool(await s.call(TOOLS[await tool], argument))
+        action = await s.reply(Action, max_tokens=64)
+        if action.tool == "finish":
+            return action.argument
+        s.tool(await s.call(TOOLS[action.tool], action.argument))
     return "gave up"
 
 
 def test_skeleton_of_thought():
-    mock = rt.Mock({"outline": "Heat rises\nAir cools", "body": lambda prompt, var: prompt.count("Heat") * "h" + "."})
+    mock = rt.Mock(
+        {"outline": '["Heat rises", "Air cools"]', "body": lambda prompt, var: prompt.count("Heat") * "h" + "."}
+    )
     run = skeleton_of_thought.using(backend=mock)("Why does it rain?")
     assert run.result(10) == "Heat rises. hh.\n\nAir cools. h."
     assert len(mock.prompts) == 3
@@ -56,10 +61,11 @@ def test_skeleton_of_thought():
 
 
 def test_agent():
-    mock = rt.Mock({"tool": ["weather", "convert", "finish"], "argument": ["Rome", "20", "68 F and sunny"]})
+    actions = [("weather", "Rome"), ("convert", "20"), ("finish", "68 F and sunny")]
+    mock = rt.Mock([json.dumps({"tool": tool, "argument": argument}) for tool, argument in actions])
     run = agent.using(backend=mock)("Weather in Rome, in F?")
     assert run.result(10) == "68 F and sunny"
     results = [m["content"] for m in run.messages() if m["role"] == "tool"]
     assert results == ["sun in Rome", "68.0 F"]
-    mock = rt.Mock({"tool": "weather", "argument": "Rome"})
+    mock = rt.Mock('{"tool": "weather", "argument": "Rome"}')
     assert agent.using(backend=mock)("Again?", max_steps=2).result(10) == "gave up"

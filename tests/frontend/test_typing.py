@@ -9,13 +9,33 @@ import ramet
 
 SNIPPET = """
 import enum
-from typing import Any, Literal, assert_type
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypedDict, assert_type
+
+from pydantic import BaseModel
 
 import ramet as rt
 
 
 class Grade(enum.Enum):
     A = "A"
+
+
+@dataclass
+class City:
+    name: str
+
+
+class Row(TypedDict):
+    name: str
+
+
+class Pair(NamedTuple):
+    left: int
+
+
+class Order(BaseModel):
+    name: str
 
 
 @rt.function
@@ -26,9 +46,29 @@ def plain(s: rt.State, question: str, n: int = 1) -> list[str]:
     assert_type(s.gen(name="a", max_tokens=5), rt.Value[str])
     assert_type(s.gen(bool), rt.Value[bool])
     assert_type(s.gen(Grade), rt.Value[Grade])
+    assert_type(s.gen(int), rt.Value[int])
+    assert_type(s.gen(float, n=2), rt.Value[list[float]])
+    assert_type(s.gen(City, name="c", jump="exact"), rt.Value[City])
+    assert_type(s.gen(City).get().name, str)
+    assert_type(s.gen(Row), rt.Value[Row])
+    assert_type(s.gen(Pair), rt.Value[Pair])
+    assert_type(s.gen(Order).get(), Order)
+    assert_type(s.gen(list[str]), rt.Value[list[str]])
+    assert_type(s.gen(list[City]).get()[0], City)
+    assert_type(s.gen(dict[str, float]), rt.Value[dict[str, float]])
+    assert_type(s.gen(tuple[int, str]), rt.Value[tuple[int, str]])
+    assert_type(s.gen(City | None), rt.Value[Any])
+    assert_type(s.gen(regex="a+"), rt.Value[str])
+    assert_type(s.gen(choices=["a", "b"], temperature=1), rt.Value[str])
+    assert_type(s.gen(json_schema=City, json_whitespace="flexible"), rt.Value[str])
+    assert_type(s.gen(json_schema={"type": "object"}), rt.Value[str])
+    assert_type(s.gen(grammar="root ::= [a-z]"), rt.Value[str])
+    assert_type(s.reply(City, max_tokens=9).get(), City)
     assert_type(s.gen(n=3), rt.Value[list[str]])
     assert_type(s.gen(Literal["a"]), rt.Value[Any])
     assert_type(s.reply(), rt.Value[str])
+    assert_type(s.reply(tools=[len], tool_choice="required", max_tokens=9), rt.Value[rt.ToolReply])
+    assert_type(s.run_tools(s.reply(tools=[len]).get()), list[rt.Value[str]])
     assert_type(s.reply(Grade, prefix="Grade: ").get(), Grade)
     assert_type(s.select(["a", "b"]), rt.Value[str])
     assert_type(s.gen().map(len), rt.Value[int])
@@ -66,6 +106,7 @@ async def main() -> None:
 
 
 plain(5)  # E: arg-type
+rt.State.gen(rt.State.__new__(rt.State), jump="up")  # E: call-overload
 plain()  # E: call-arg
 plain("q", wrong=1)  # E: call-arg
 """

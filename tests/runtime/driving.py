@@ -11,6 +11,7 @@ from ramet.runtime import messages as m
 from ramet.runtime.batch import Runner
 from ramet.runtime.config import Limits
 from ramet.runtime.engine import EngineCore
+from ramet.runtime.grammar.base import Grammars
 from ramet.runtime.text import Tokenizer
 
 
@@ -51,10 +52,17 @@ class Drive:
     """An engine under test."""
 
     def __init__(
-        self, runner: Runner, *, tokenizer: Tokenizer | None = None, eos: tuple[int, ...] = (), **limits: object
+        self,
+        runner: Runner,
+        *,
+        tokenizer: Tokenizer | None = None,
+        eos: tuple[int, ...] = (),
+        grammars: Grammars | None = None,
+        **limits: object,
     ) -> None:
         self.port = ListPort()
-        self.core = EngineCore(runner, self.port, limits=Limits(**limits), eos=eos, tokenizer=tokenizer)  # type: ignore[arg-type]
+        bounds = Limits(**limits)  # type: ignore[arg-type]
+        self.core = EngineCore(runner, self.port, limits=bounds, eos=eos, tokenizer=tokenizer, grammars=grammars)
         self.results: dict[tuple[str, str], Result] = {}
         self.over: dict[str, m.Over] = {}
         self._ops: dict[tuple[str, str], m.AnyOp] = {}

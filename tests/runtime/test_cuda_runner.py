@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace as replaced
 
 import ramet as rt
 from ramet.frontend.backends.engine import Engine
 from ramet.frontend.errors import DeviceLost, EngineError, ModelError
-from ramet.frontend.ir import Sampling
+from ramet.frontend.ir import JUMPS, Sampling
 from ramet.runtime import messages as m
 from ramet.runtime import process
 from ramet.runtime.batch import I32, Batch, Runner
@@ -27,6 +28,7 @@ from ramet.runtime.runner import TorchRunner
 from ramet.runtime.sizing import kv_bytes_per_token
 from ramet.runtime.steps import Packed, TritonSteps
 
+from ..sim.mazes import Mazes, Words
 from . import hosted
 from .driving import Drive
 from .engines import TINY, WAIT, short_program
@@ -103,6 +105,31 @@ def test_with_the_plans_of_deterministic_mode(
 def test_in_small_chunks_and_a_small_pool(decoder: Decoder, wanted: list[list[int]]) -> None:
     runner = hosted.runner(decoder, **{**SIZES, "capacity": 760})
     assert tokens(runner, chunk_tokens=50, batch_tokens=60) == wanted
+
+
+def constrained(runner: Runner) -> list[tuple[list[int], int]]:
+    """What grammars make of every request, and how much of it was forced, with each kind of jump."""
+    drive = Drive(runner, tokenizer=Words(), eos=(0,), grammars=Mazes())  # type: ignore[arg-type]
+    found = []
+    for jump in JUMPS:
+        names = []
+        for number, (prompt, sampling, seed) in enumerate(REQUESTS):
+            gen = m.Generate("0.1", "0", replaced(sampling, max_tokens=24), seed, str(number), jump)  # type: ignore[arg-type]
+            names.append(drive.program(m.Append("0.0", "0", (prompt,)), gen))
+        drive.run(*names)
+        for name in names:
+            done = drive[name, "0.1"].done
+            assert isinstance(done, m.Done), drive[name, "0.1"].failure
+            found.append((drive[name, "0.1"].tokens, done.forced))
+    return found
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_constraints_and_guesses(decoder: Decoder, graphs: bool) -> None:
+    plain = TorchRunner(Decoder(SPEC, random_weights(SPEC, torch.float32, 3), "cpu", torch.float32), **SIZES)
+    wanted = constrained(plain)
+    assert sum(forced for _, forced in wanted) > 20
+    assert constrained(hosted.runner(decoder, graphs=graphs, warm=graphs, **SIZES)) == wanted
 
 
 def test_forks_and_choices(decoder: Decoder) -> None:

@@ -86,8 +86,9 @@ async def collect(service: Service, what: Call, who: Caller = ME) -> tuple[list[
     """All of a stream."""
     begun: list[Begun] = []
     pieces: list[Piece] = []
-    async for out in service.stream(what, who):
-        (begun if isinstance(out, Begun) else pieces).append(out)  # type: ignore[arg-type]
+    async for outs in service.stream(what, who):
+        for out in outs:
+            (begun if isinstance(out, Begun) else pieces).append(out)  # type: ignore[arg-type]
     return begun, pieces
 
 

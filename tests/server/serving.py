@@ -23,6 +23,7 @@ from ramet.runtime.server.routes import ROUTERS
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
 from ramet.runtime.start import start
+from ramet.runtime.template import ChatTemplate
 
 TINY: dict[str, Any] = {"threads": 1, "dtype": "float32", "kv_tokens": 4096, "context": 1024, "device": "cpu"}
 WAIT = 60.0  # seconds until a test gives up on what hangs
@@ -59,11 +60,16 @@ def make_app(client: EngineClient, settings: Settings, names: tuple[str, ...] = 
 
 
 @contextlib.contextmanager
-def serving(*, engine: dict[str, Any] | None = None, in_process: bool = True, **settings: Any) -> Iterator[Served]:
+def serving(
+    *, engine: dict[str, Any] | None = None, in_process: bool = True, template: str | None = None, **settings: Any
+) -> Iterator[Served]:
     """A server in a thread of this process, on a free port; its engine in another thread, or (`in_process` False) in a
-    process. `settings` are fields of `Settings`, `engine` options of the engine."""
+    process. `settings` are fields of `Settings`, `engine` options of the engine; `template` is a chat template in the
+    place of the model's."""
     chosen = Settings(**{"host": "127.0.0.1", "port": 0, **settings})
     client = engine_client(in_process=in_process, **(engine or {}))
+    if template is not None:
+        client.template = ChatTemplate.of(template, client.tokenizer, client.ready.context)
     listener = listen(chosen.host, 0)
     app, service = make_app(client, chosen)
     server = uvicorn.Server(uvicorn_config(app, chosen))

@@ -28,6 +28,7 @@ ASKED: dict[str, Any] = {  # the same by the client, whose newer versions do not
     "max_tokens": 8,
     "extra_body": {"temperature": 0.0},
 }
+CALL = '<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC"}}\n</tool_call>'
 NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     "<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -219,7 +220,7 @@ def test_tools_in_a_history_are_text(served: Served, client: anthropic.Anthropic
     want = said(
         served,
         ("user", "What time is it?"),
-        ("assistant", 'Let me see.\n<tool_call>\n{"name":"clock","arguments":{"zone":"UTC"}}\n</tool_call>'),
+        ("assistant", f"Let me see.\n{CALL}\n{CALL}"),
         ("user", "<tool_response>\nnoon\n</tool_response>\n<tool_response>\nError: broken\n</tool_response>"),
     )
     use = {"type": "tool_use", "id": "t1", "name": "clock", "input": {"zone": "UTC"}}
@@ -230,7 +231,7 @@ def test_tools_in_a_history_are_text(served: Served, client: anthropic.Anthropic
     thought = {"type": "thinking", "thinking": "hm", "signature": "x"}
     messages: Any = [
         {"role": "user", "content": "What time is it?"},
-        {"role": "assistant", "content": [thought, text("Let me see."), use]},
+        {"role": "assistant", "content": [thought, text("Let me see."), use, {**use, "id": "t2"}]},
         {"role": "user", "content": results},
     ]
     assert client.messages.create(messages=messages, **ASKED).content[0].text == want.value  # type: ignore[union-attr]
@@ -268,11 +269,11 @@ def test_count_is_what_a_message_uses(client: anthropic.Anthropic) -> None:
         (400, "invalid_request_error", {"temperature": 1.5}),
         (400, "invalid_request_error", {"top_p": 2}),
         (400, "invalid_request_error", {"stop_sequences": [""]}),
-        (400, "invalid_request_error", {"tools": [{"name": "f", "input_schema": {"type": "object"}}]}),
+        (400, "invalid_request_error", {"tools": [{"name": "f"}]}),
         (400, "invalid_request_error", {"tool_choice": {"type": "any"}}),
-        (400, "invalid_request_error", {"output_config": {"format": {"type": "json_schema", "schema": {}}}}),
-        (400, "invalid_request_error", {"output_format": {"type": "json_schema", "schema": {}}}),
-        (400, "invalid_request_error", {"guided_regex": "a+"}),
+        (400, "invalid_request_error", {"output_config": {"format": {"type": "json_schema"}}}),
+        (400, "invalid_request_error", {"output_format": {"type": "xml"}}),
+        (400, "invalid_request_error", {"guided_regex": "(a"}),
         (400, "invalid_request_error", {"mcp_servers": [{"type": "url", "url": "http://x"}]}),
         (400, "invalid_request_error", {"messages": [{"role": "user", "content": "x " * 4000}]}),
     ],
@@ -306,7 +307,7 @@ def test_broken_json_has_the_shape(http: httpx.Client) -> None:
 
 def test_count_refuses_too(http: httpx.Client) -> None:
     assert refused(http, 404, "/v1/messages/count_tokens", model="other")["type"] == "not_found_error"
-    tools = [{"name": "f", "input_schema": {"type": "object"}}]
+    tools = [{"name": "f"}]
     assert refused(http, 400, "/v1/messages/count_tokens", tools=tools)["type"] == "invalid_request_error"
 
 

@@ -18,9 +18,16 @@ def test_parts_join_with_nothing_between(texts: list[str]) -> None:
 
 
 def test_what_was_left_out_is_named_or_refused() -> None:
-    said = ChatMessage.model_validate({"role": "assistant", "content": "x", "reasoning": "hm", "tool_calls": []})
+    said = ChatMessage.model_validate({"role": "assistant", "content": "x", "mood": "hm", "tool_calls": []})
     chat, notes = chat_of([said], context=8)
     assert chat.messages == (Message("assistant", "x"),)
-    assert ["messages[0].reasoning" in note for note in notes] == [True]
-    with pytest.raises(Failure, match="reasoning"):
+    assert ["messages[0].mood" in note for note in notes] == [True]
+    with pytest.raises(Failure, match="mood"):
         chat_of([said], context=8, strict=True)
+
+
+def test_thoughts_of_earlier_turns_need_no_word() -> None:
+    said = ChatMessage.model_validate(
+        {"role": "assistant", "content": "x", "reasoning": "hm", "reasoning_content": "hm"}
+    )
+    assert chat_of([said], context=8, strict=True)[1] == ()

@@ -159,7 +159,7 @@ def test_history(served: Served, client: ollama.Client) -> None:
         served,
         ("system", "Be brief."),
         ("user", "What time is it?"),
-        ("assistant", '<tool_call>\n{"name":"clock","arguments":{"zone":"UTC"}}\n</tool_call>'),
+        ("assistant", '<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC"}}\n</tool_call>'),
         ("user", "<tool_response>\nnoon\n</tool_response>"),
     )
     messages = [
@@ -239,7 +239,7 @@ def test_models(served: Served, client: ollama.Client) -> None:
     shown = client.show("tiny:latest")
     info = shown.modelinfo or {}
     assert info[f"{info['general.architecture']}.context_length"] == 1024
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.template == served.service.template.source
     version = httpx.get(f"{served.url}/api/version", timeout=WAIT).json()["version"]
     assert tuple(int(part) for part in version.split(".")) >= (0, 6, 4)
@@ -255,11 +255,11 @@ def test_latest_is_a_name_too(client: ollama.Client) -> None:
 
 BOTH: list[tuple[int, dict[str, Any]]] = [
     (404, {"model": "other"}),
-    (400, {"format": "json"}),
-    (400, {"format": {"type": "object"}}),
+    (400, {"format": "xml"}),
+    (400, {"format": {"type": "strange"}}),
     (400, {"think": True}),
     (400, {"think": "high"}),
-    (400, {"guided_regex": "a+"}),
+    (400, {"guided_regex": "(a"}),
     (400, {"logprobs": True, "top_logprobs": 21}),
     (400, {"options": {"temperature": -1}}),
     (400, {"options": {"temperature": "hot"}}),
@@ -285,7 +285,7 @@ def test_refused(http: httpx.Client, status: int, body: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/api/chat", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
+        ("/api/chat", {"tools": [{"type": "function", "function": {"name": "f f"}}]}),
         ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}),
         ("/api/chat", {"messages": [{"role": "robot", "content": "x"}]}),
         ("/api/chat", {"messages": [{"role": "assistant", "tool_calls": [{"function": "f"}]}]}),

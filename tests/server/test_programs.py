@@ -145,6 +145,10 @@ def test_examples_are_what_they_are_offline(served: Served, http: httpx.Client, 
         ({"ops": [{**START, "parts": [{"type": "ref", "op": "0.9", "x": 1}]}]}, "ops[0].parts[0].x", "not known"),
         ({"ops": [{**START, "parts": 5}]}, "ops[0].parts", "array"),
         ({"ops": [START, {**GEN, "id": 5}]}, "ops[1].id", "str"),
+        ({"ops": [START, {**GEN, "jump": "far"}]}, "ops[1].jump", "far"),
+        ({"ops": [START, {**GEN, "constraint": {"type": "regx", "pattern": "a"}}]}, "ops[1].constraint", "regx"),
+        ({"ops": [START, {**GEN, "constraint": {"type": "regex", "patern": "a"}}]}, "ops[1].constraint", "patern"),
+        ({"ops": [START, {**GEN, "constraint": {"type": "regex", "pattern": "("}}]}, "ops[1]", "regex"),
         ({"ops": [START, {**GEN, "id": "0.0"}]}, "ops[1]", "exists already"),
         ({"ops": [{**START, "seq": "9"}]}, "ops[0]", "no such sequence"),
         ({"ops": [GEN]}, "ops[0]", "empty prompt"),
@@ -174,11 +178,13 @@ def test_limits_name_themselves(http: httpx.Client) -> None:
     inner = {"type": "fork", "id": "0.1.b0.0", "seq": "0.1.b0", "into": ["0.1.b0.0.b0"]}
     many = {"type": "select", "id": "0.1", "seq": "0", "var": "x", "choices": [f" {i}" for i in range(5)]}
     unbounded = {**GEN, "sampling": {}}
+    held = {**GEN, "constraint": {"type": "regex", "pattern": "a" * 100}}
     for ops, limit, value in [
         ([START, fork], {"sequences": 4}, "5 sequences: at most 4"),
         ([START, fork, inner], {"depth": 1}, "2 forks inside each other"),
         ([START, many], {"choices": 4}, "5 choices"),
         ([START, unbounded], {"tokens": 1000}, "1024 tokens"),
+        ([START, held], {"constraints": 100}, "bytes of constraints and tools: at most 100"),
     ]:
         error = post(http, ops, limits=limit).json()["error"]
         assert value in error["message"]

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from ramet.frontend import ir
 from ramet.runtime.server.failures import Failure
-from ramet.runtime.server.sampling import LENGTHS, NAMES, Protocol, count_of, refuse_constraints, sampling_of
+from ramet.runtime.server.sampling import (
+    LENGTHS,
+    NAMES,
+    Protocol,
+    count_of,
+    refuse_constraints,
+    refuse_tools,
+    refuse_unoffered,
+    sampling_of,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
@@ -125,6 +134,26 @@ def test_counts() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
+        {"bad_words": ["a"]},
+        {"allowed_token_ids": [5]},
+        {"stop_regex": "a"},
+        {"guided_whitespace_pattern": " "},
+        {"truncate_prompt_tokens": 0},
+        {"chat_template": "x"},
+        {"custom_logit_processor": "x"},
+    ],
+)
+def test_what_is_not_offered_is_refused(fields: dict[str, Any]) -> None:
+    for refuse in (refuse_unoffered, refuse_constraints):
+        with pytest.raises(Failure) as caught:
+            refuse(fields)
+        assert caught.value.code == "unsupported_parameter"
+        assert caught.value.param == next(iter(fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
         {"regex": "a"},
         {"guided_json": {"type": "object"}},
         {"structured_outputs": {"regex": "a"}},
@@ -134,30 +163,26 @@ def test_counts() -> None:
         {"tool_choice": "required"},
         {"tool_choice": {"type": "function"}},
         {"function_call": {"name": "f"}},
-        {"bad_words": ["a"]},
-        {"truncate_prompt_tokens": 0},
-        {"chat_template": "x"},
+        {"guided_json": {}},
+        {"json_schema": {}},
+        {"format": {}},
     ],
 )
-def test_what_constrains_is_refused(fields: dict[str, Any]) -> None:
+def test_what_constrains_is_refused_where_nothing_can_be_constrained(fields: dict[str, Any]) -> None:
+    refuse_unoffered(fields)
     with pytest.raises(Failure) as caught:
         refuse_constraints(fields)
     assert caught.value.code == "unsupported_parameter"
     assert caught.value.param == next(iter(fields))
 
 
-@pytest.mark.parametrize("name", ["guided_json", "json_schema", "format"])
-def test_an_empty_schema_still_asks_for_json(name: str) -> None:
-    with pytest.raises(Failure, match=name):
-        refuse_constraints({name: {}})
-
-
 def test_constraints_are_not_lost_in_an_argument_of_a_package() -> None:
     with pytest.raises(Failure, match="into the body itself"):
-        refuse_constraints({"extra_body": {"regex": "a"}})
-    refuse_constraints({"extra_body": {}})
+        refuse_unoffered({"extra_body": {"regex": "a"}})
+    refuse_unoffered({"extra_body": {}})
 
 
 def test_what_asks_for_nothing_is_let_through() -> None:
     refuse_constraints({"tools": [], "tool_choice": "none", "regex": None, "response_format": {"type": "text"}})
-    refuse_constraints({"guided_json_object": False, "structured_outputs": {}, "function_call": "auto", "other": 1})
+    refuse_constraints({"guided_json_object": False, "structured_outputs": None, "function_call": "auto", "other": 1})
+    refuse_tools({"tools": [], "functions": None, "tool_choice": "auto"})

@@ -9,10 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from ramet.runtime.messages import Stats
 from ramet.runtime.server import logs
-from ramet.runtime.server.metrics import Metrics
+from ramet.runtime.server.metrics import _LATENCY, Metrics
 
 from .serving import WAIT, Served, in_process_client, serving
 
@@ -164,6 +165,40 @@ def test_metrics_count(http: httpx.Client):
     assert grown == [4, 4, answer["meta_info"]["prompt_tokens"]]
     assert value("ramet_kv_total") == 4096
     assert "one two" not in http.get("/metrics").text
+
+
+def test_histograms_are_prometheus_own():
+    """Buckets that include those below them, a count and a sum: what the library's own histogram says."""
+    metrics, registry = Metrics("m", compat=True), CollectorRegistry()
+    own = Histogram("own", "text", ["model_name"], registry=registry, buckets=_LATENCY).labels("m")
+    for value in (0.0005, 0.001, 0.0011, 0.3, 120.0, 1e6):
+        metrics.note("inter_token_seconds", value)
+        own.observe(value)
+    text = metrics.text(None, queued=0, restarts=0, now=0.0).decode()
+    want = [
+        line
+        for line in generate_latest(registry).decode().splitlines()
+        if line.startswith("own_") and "_created" not in line
+    ]
+    for prefix in ("ramet_", "sglang:"):
+        name = prefix + "inter_token_latency_seconds"
+        assert [line.replace(name, "own") for line in text.splitlines() if line.startswith(name)] == want
+
+
+def test_loads_as_routers_ask_for_them(http: httpx.Client):
+    (old,) = http.get("/get_load").json()
+    assert old == {"dp_rank": 0, "num_reqs": 0, "num_waiting_reqs": 0, "num_tokens": 0}
+    http.post("/generate", json=BODY)
+    whole = http.get("/v1/loads").json()
+    (rank,) = whole["loads"]
+    assert whole["dp_rank_count"] == 1 and whole["version"] == http.get("/version").json()["version"]
+    assert (rank["num_running_reqs"], rank["num_waiting_reqs"], rank["max_total_num_tokens"]) == (0, 0, 4096)
+    assert 0.0 <= rank["token_usage"] <= rank["utilization"] <= 1.0 and rank["queues"]["waiting"] == 0
+    assert "queues" not in http.get("/v1/loads", params={"include": "core"}).json()["loads"][0]
+    assert http.get("/v1/loads", params={"dp_rank": 1}).json()["loads"] == []
+    for wrong, param in (({"include": "secrets"}, "include"), ({"format": "prometheus"}, "format")):
+        answer = http.get("/v1/loads", params=wrong)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 def test_metrics_without_the_names_of_others():

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from fastapi import Request
 from hypothesis import given
@@ -109,6 +110,34 @@ def test_unknown_fields_are_named():
     assert (refused.value.code, refused.value.param) == ("unknown_parameter", "temprature")
 
 
+class Chatted(wire.Body):
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+
+
+class Nested(wire.Body):
+    sampling_params: dict[str, int] | None = None
+
+
+@pytest.mark.parametrize(
+    ("body", "foreign", "right"),
+    [
+        (Chatted(max_new_tokens=4), "max_new_tokens", "max_completion_tokens"),
+        (Chatted(max_tokens=4, num_predict=4), "num_predict", "max_completion_tokens"),
+        (Nested(max_tokens=4), "max_tokens", "sampling_params.max_new_tokens"),
+    ],
+)
+def test_a_limit_by_another_name_is_never_ignored(body: wire.Body, foreign: str, right: str):
+    with pytest.raises(Failure) as refused:
+        wire.noted(body, LENIENT)
+    assert (refused.value.status, refused.value.param) == (400, foreign) and f"`{right}`" in refused.value.message
+
+
+def test_a_limit_that_says_nothing_is_a_note():
+    assert len(wire.noted(Chatted(max_new_tokens=None), LENIENT)) == 1
+    assert len(wire.noted(Asked(max_tokens=3), LENIENT)) == 1  # it generates nothing: there is no limit to name
+
+
 def test_many_unknown_fields_are_counted():
     notes = wire.noted(Asked(**{f"x{i}": 1 for i in range(5000)}), LENIENT)
     assert len(notes) == wire.MAX_NOTES + 1
@@ -167,9 +196,9 @@ async def answered(channel: Channel, events: AsyncGenerator[Any, None], **option
 
 def test_a_stream_of_events():
     async def events() -> AsyncGenerator[Any, None]:
-        yield {"a": 1}
-        yield wire.Event("named", {"b": float("nan")})
-        yield "text"
+        yield [{"a": 1}]
+        yield [wire.Event("named", {"b": float("nan")})]
+        yield ["text"]
 
     channel = driven(lambda channel: answered(channel, events()))
     assert channel.body == b'data: {"a":1}\n\nevent: named\ndata: {"b":null}\n\ndata: text\n\ndata: [DONE]\n\n'
@@ -178,9 +207,26 @@ def test_a_stream_of_events():
     assert headers[b"x-request-id"] == b"one"
 
 
+def test_what_is_there_at_once_is_sent_at_once():
+    async def events() -> AsyncGenerator[Any, None]:
+        yield [{"a": 1}, {"b": 2}]
+        yield [b'{"c":3}']
+
+    channel = driven(lambda channel: answered(channel, events()))
+    bodies = [message["body"] for message in channel.sent[1:]]
+    assert bodies == [b'data: {"a":1}\n\ndata: {"b":2}\n\n', b'data: {"c":3}\n\n', b"data: [DONE]\n\n"]
+    assert [message["more_body"] for message in channel.sent[1:]] == [True, True, False]
+
+
+@given(st.dictionaries(st.text(), JSON, min_size=1), st.dictionaries(st.text(), JSON, min_size=1))
+def test_a_head_is_extended(head: dict[str, Any], more: dict[str, Any]):
+    more = {name: value for name, value in more.items() if name not in head} or {"".join(head) + "x": 1}
+    assert json.loads(wire.extended(msgspec.json.encode(head), more)) == {**head, **more}
+
+
 def test_a_failure_in_a_stream_is_its_last_event():
     async def events() -> AsyncGenerator[Any, None]:
-        yield {"a": 1}
+        yield [{"a": 1}]
         raise ValueError("something private")
 
     body = driven(lambda channel: answered(channel, events())).body
@@ -190,7 +236,7 @@ def test_a_failure_in_a_stream_is_its_last_event():
 def test_a_failure_before_the_first_event_keeps_its_status():
     async def events() -> AsyncGenerator[Any, None]:
         raise Failure(429, "later", retry_after=3.0)
-        yield {}
+        yield [{}]
 
     async def work(channel: Channel) -> None:
         with pytest.raises(Failure) as refused:
@@ -205,9 +251,9 @@ def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch):
     heard = asyncio.Event()
 
     async def events() -> AsyncGenerator[Any, None]:
-        yield {"a": 1}
+        yield [{"a": 1}]
         await heard.wait()
-        yield {"b": 2}
+        yield [{"b": 2}]
 
     async def work(channel: Channel) -> None:
         sending = asyncio.ensure_future(answered(channel, events()))
@@ -229,9 +275,9 @@ def test_a_client_that_leaves_ends_the_source(first: bool):
     async def events() -> AsyncGenerator[Any, None]:
         try:
             if not first:
-                yield {"a": 1}
+                yield [{"a": 1}]
             await asyncio.Event().wait()
-            yield {}
+            yield [{}]
         finally:
             ended.set()
 

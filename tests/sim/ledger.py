@@ -189,6 +189,8 @@ class LedgerRunner:
         prefixes = flight.prefixes[draws.rows]
         tokens = self.law.draw(prefixes, draws, self._histories(flight, masks), dict(masks.allowed))
         self._table[draws.into] = tokens
+        rows, times = np.unique(draws.into, return_counts=True)
+        self._table[rows[times > 1]] = UNWRITTEN  # which of them is there is up to the device: nobody may be fed it
         wanted = draws.logprobs >= 0
         logprobs = np.where(wanted, self.law.logprob(prefixes, np.maximum(tokens, 0)), np.float32(np.nan))
         top = self._alternatives(prefixes, draws.logprobs)
@@ -286,8 +288,9 @@ def _check_draws(batch: Batch, runner: LedgerRunner) -> None:
     draws, targets, at = batch.draws, batch.targets, f"step {batch.step}: "
     if _outside(draws.rows, len(batch)) or _outside(draws.into, runner.rows):
         _refuse(at + "a draw names a token or a row that does not exist")
-    if len(np.unique(draws.into)) != len(draws):
-        _refuse(at + "two draws go into one row")
+    places = np.stack((draws.into.astype(np.int64), draws.positions))
+    if np.unique(places, axis=1).shape[1] != len(draws):
+        _refuse(at + "two draws for one place of a row")
     if not np.array_equal(draws.positions, batch.positions[draws.rows] + 1):
         _refuse(at + "a draw's position does not follow that of its logits")
     if len({len(getattr(draws, f.name)) for f in fields(draws) if f.name != "bias"}) > 1:

@@ -14,9 +14,11 @@ import numpy as np
 
 from ramet.frontend.ir import ROOT, Sampling
 from ramet.runtime import messages as m
-from ramet.runtime.batch import F32, I32, Draws
+from ramet.runtime.batch import F32, I32, U32, Draws
+from ramet.runtime.jump import run
 
 from .law import Law
+from .mazes import Maze, Words
 
 Tokens = list[int]
 
@@ -193,6 +195,8 @@ class Oracle:
         logprobs: list[float] = []
         tops: list[tuple[tuple[int, float], ...]] = []
         matched: int | None = None
+        if op.grammar:
+            return self._constrained(branch, op, limit, ends)
         while len(made) < limit and matched is None:
             prefix = self.law.prefix(np.array(branch.tokens + made, np.int32))
             token = self._draw(prefix, op, prompt + len(made), len(made))
@@ -212,7 +216,25 @@ class Oracle:
         reason = "length" if matched is None else "stop"
         return Outcome("", tuple(made), reason, matched, prompt, tuple(logprobs), tuple(tops))
 
-    def _draw(self, prefix: np.uint64, op: m.Generate, position: int, made: int) -> int:
+    def _constrained(self, branch: _Branch, op: m.Generate, limit: int, ends: set[int]) -> Outcome:
+        text = _Text(op, Maze(int(op.grammar)), limit, ends)
+        text.jump(fresh=False)
+        while text.reason == "":
+            prefix = self.law.prefix(np.array(branch.tokens + text.made, np.int32))
+            token = self._draw(prefix, op, len(branch.tokens) + len(text.made), len(text.made), text.allowed())
+            if token < 0:
+                raise _Failed("generation")
+            own = float(self.law.logprob(np.array([prefix]), np.array([token], np.int32))[0])
+            ids, values = self.law.top(prefix, max(op.sampling.logprobs, 0))
+            text.take(token, own, tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+        prompt = len(branch.tokens)
+        branch.tokens += text.made
+        self._values[op.op] = tuple(text.made)
+        logprobs = tuple(text.logprobs) if op.sampling.logprobs >= 0 else ()
+        tops = tuple(text.tops) if op.sampling.logprobs > 0 else ()
+        return Outcome("", tuple(text.made), text.reason, text.matched, prompt, logprobs, tops)
+
+    def _draw(self, prefix: np.uint64, op: m.Generate, position: int, made: int, allowed: U32 | None = None) -> int:
         s = op.sampling
         penalties = bool(s.frequency_penalty or s.presence_penalty or s.repetition_penalty != 1.0)
         banned = [*self.law.eos, *s.stop_token_ids] if made < s.min_tokens else []
@@ -222,7 +244,8 @@ class Oracle:
         if banned:
             bias.append((0, np.array(banned, np.int32), np.full(len(banned), -np.inf, np.float32)))
         draws = _one_draw(s, position, op.seed, tuple(bias))
-        return int(self.law.draw(np.array([prefix]), draws, {0: made} if penalties else {})[0])
+        masks = {} if allowed is None else {0: allowed}
+        return int(self.law.draw(np.array([prefix]), draws, {0: made} if penalties else {}, masks)[0])
 
     def _choose(self, branch: _Branch, op: m.Choose) -> Outcome:
         prompt = len(branch.tokens)
@@ -268,6 +291,58 @@ class Oracle:
             prefix = self.law.prefix(np.array([*prompt, *choice[:i]], np.int32))
             values.append(float(self.law.logprob(np.array([prefix]), np.array([token], np.int32))[0]))
         return values
+
+
+class _Text:
+    """A constrained text, one token after the other."""
+
+    def __init__(self, op: m.Generate, automaton: Maze, limit: int, ends: set[int]) -> None:
+        self.op = op
+        self.automaton = automaton
+        self.made: Tokens = []
+        self.logprobs: list[float] = []
+        self.tops: list[tuple[tuple[int, float], ...]] = []
+        self.reason = ""
+        self.matched: int | None = None
+        self._limit = limit
+        self._ends = ends
+
+    def allowed(self) -> U32:
+        """The bitmask of what may be sampled."""
+        bits = np.zeros(1, np.uint32)
+        self.automaton.mask(bits)
+        return bits & ~np.uint32(1) if self.op.sampling.ignore_eos else bits
+
+    def take(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
+        """A sampled token, and what is forced behind it."""
+        if token in self._ends:
+            self.reason, self.matched = "stop", token
+            return
+        self.automaton.advance([token])
+        self._add(token, logprob, top)
+        self.jump(fresh=True)
+
+    def _add(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
+        self.made.append(token)
+        self.logprobs.append(logprob)
+        self.tops.append(top)
+
+    def jump(self, *, fresh: bool) -> None:
+        """What follows for certain; only where the promise is that of canonical jumps."""
+        if self.op.jump == "canonical" and not self.automaton.complete:
+            known = run(self, self.made, Words(), fresh=fresh)  # type: ignore[arg-type]
+            if known.instead:
+                del self.made[-1], self.logprobs[-1], self.tops[-1]
+            for token in known.tokens:
+                if token in self._ends or len(self.made) == self._limit:
+                    self.reason = "stop" if len(self.made) < self._limit else "length"
+                    self.matched = token if self.reason == "stop" else None
+                    return
+                self._add(token, math.nan, ())
+        if self.automaton.complete:
+            self.reason = "stop"
+        elif len(self.made) >= self._limit:
+            self.reason = "length"
 
 
 def _one_draw(s: Sampling, position: int, seed: int, bias: tuple[tuple[int, I32, F32], ...]) -> Draws:

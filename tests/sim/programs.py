@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from ramet.frontend.ir import ROOT, SELECT_METHODS, Sampling
+from ramet.frontend.ir import ROOT, SELECT_METHODS, Jump, Sampling
 from ramet.runtime import messages as m
 
 
@@ -23,6 +23,7 @@ class Shape:
     width: int = 4
     wild: float = 0.02
     stems: tuple[tuple[int, ...], ...] = ()
+    grammars: int = 0  # so many; half of the generations are held to one of them
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ def _step(d: Draft, seq: str) -> None:
     if kind < 0.25:
         d.ops.append(_append(d, seq))
     elif kind < 0.6:
-        op = m.Generate(d.name(seq), seq, _sampling(d), d.rng.getrandbits(64))
+        op = m.Generate(d.name(seq), seq, _sampling(d), d.rng.getrandbits(64), *_grammar(d))
         d.ops.append(op)
         d.values.append(op.op)
     elif kind < 0.7:
@@ -93,6 +94,12 @@ def _step(d: Draft, seq: str) -> None:
         d.values.append(put.op)
     elif seq != ROOT:
         _close(d, seq)
+
+
+def _grammar(d: Draft) -> tuple[str, Jump] | tuple[()]:
+    if not d.shape.grammars or d.rng.random() < 0.5:
+        return ()
+    return str(d.rng.randrange(d.shape.grammars)), d.rng.choice(("canonical", "canonical", "exact", "off"))
 
 
 def _append(d: Draft, seq: str) -> m.Append:

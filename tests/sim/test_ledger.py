@@ -267,7 +267,9 @@ WRONG_BATCHES: dict[str, Break] = {
     "nothing": lambda b: replace(b, tokens=ids()),
     "draw position": _draw("positions", 3, 3),
     "draw row": _draw("rows", 2, 5),
-    "two draws into one row": _draw("into", 1, 1),
+    "two draws for one place": lambda b: replace(
+        b, draws=replace(b.draws, into=ids(1, 1), rows=ids(2, 2), positions=np.array([3, 3], np.int64))
+    ),
     "draw into no row": _draw("into", 1, 4),
     "draw fields": _draw("top_k", 0),
     "bias": lambda b: replace(b, draws=replace(b.draws, bias=((2, ids(1), np.zeros(1, np.float32)),))),

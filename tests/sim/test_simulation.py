@@ -6,10 +6,16 @@ repeats it.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
+from ramet.runtime import messages as m
+from ramet.runtime.batch import Samples
 from ramet.runtime.config import Limits
+from ramet.runtime.draft import Notes
 
+from .mazes import VOCAB
 from .programs import Shape
 from .world import Scene, World
 
@@ -27,6 +33,17 @@ SCENES = {
     "retraction and eviction": Scene(retract=0.3, evict=0.3),
     "aborts and flushes": Scene(abort=0.15, flush=0.1),
     "wide": Scene(capacity=400, rows=30, at_once=20, shape=Shape(width=8, ops=20)),
+    "grammars": Scene(shape=Shape(vocab=VOCAB, grammars=40, tokens=24), context=96, capacity=200),
+    "grammars in trouble": Scene(
+        shape=Shape(vocab=VOCAB, grammars=40, tokens=24, width=6),
+        limits=Limits(batch_tokens=9, chunk_tokens=4, lease_seconds=2.0),
+        context=96,
+        capacity=110,
+        rows=4,
+        abort=0.1,
+        retract=0.2,
+        evict=0.2,
+    ),
     "device faults": Scene(faults=0.02),
     "everything": Scene(capacity=60, rows=3, faults=0.03, abort=0.1, retract=0.1, evict=0.1, flush=0.05),
 }
@@ -54,6 +71,24 @@ def test_simulated_steps(name: str) -> None:
 @pytest.mark.parametrize("name", SCENES)
 def test_simulated_steps_nightly(name: str) -> None:
     _steps(name, 1_000_000 // len(SCENES) + 1, first_seed=1_000_000)
+
+
+def test_grammars_force_and_guess_in_these_worlds() -> None:
+    seen: Counter[str] = Counter()
+    world = World(1, SCENES["grammars"])
+    collect = world.core.collector.collect
+
+    def watched(notes: Notes, samples: Samples, step: int) -> None:
+        before = list(world.core.programs.news)
+        collect(notes, samples, step)
+        seen["guessed draws"] += sum(ahead > 0 for _, ahead in notes.constrained)
+        done = [n for n in world.core.programs.news if isinstance(n, m.Done) and n not in before]
+        seen["forced tokens"] += sum(news.forced for news in done)
+        seen["ends of grammars"] += sum(news.reason == "stop" and news.matched is None for news in done)
+
+    world.core.collector.collect = watched  # type: ignore[method-assign]
+    world.run(600)
+    assert min(seen[what] for what in ("guessed draws", "forced tokens", "ends of grammars")) > 20, seen
 
 
 def test_a_world_is_a_function_of_its_seed() -> None:

@@ -19,6 +19,7 @@ from ramet.runtime.engine import EngineCore
 
 from .law import Law
 from .ledger import LedgerRunner
+from .mazes import Mazes, Words
 from .oracle import Oracle, Outcome
 from .programs import Shape, program
 
@@ -80,7 +81,15 @@ class World:
         self.finished = 0
         self.steps = 0
         self.quiet = 0  # steps without news
-        self.core = EngineCore(self.runner, self, limits=scene.limits, eos=(0,), clock=lambda: self.now)
+        self.core = EngineCore(
+            self.runner,
+            self,
+            limits=scene.limits,
+            eos=(0,),
+            clock=lambda: self.now,
+            tokenizer=Words() if scene.shape.grammars else None,  # type: ignore[arg-type]
+            grammars=Mazes(),
+        )
 
     # -- the engine's port
 
@@ -139,7 +148,7 @@ class World:
             self.inbox.append(m.OrderFlush())
         if rng.random() < scene.retract and self.core.scheduler.running:
             victim = rng.choice(list(self.core.scheduler.running))
-            if not getattr(victim.task, "launched", False):
+            if not getattr(victim.task, "launched", False) and not len(getattr(victim.task, "lent", ())):
                 self.core.scheduler.retract(victim)
         if rng.random() < scene.evict:
             self._evict(rng.randint(1, scene.capacity))
