@@ -84,7 +84,7 @@ class ClientSession:
     def _hand_over(self) -> None:
         lowered, self._lowered = self._lowered, []
         if lowered:
-            self._client.send(m.OrderOps(self.id, tuple(lowered)))
+            self._client.send(m.packed(self.id, lowered))
 
     def cancel(self) -> None:
         """Stop at once."""

@@ -24,7 +24,7 @@ from ramet.runtime.text import Tokenizer, cut
 
 
 class Collector:
-    """Reads flights back into programs. `generated` counts the tokens sampled so far."""
+    """Reads flights back into programs. `generated` counts the tokens made so far, sampled or forced."""
 
     def __init__(
         self,
@@ -85,8 +85,7 @@ class Collector:
             return True
         seq.push(token)
         task.made += 1
-        seq.program.generated += 1
-        self.generated += 1
+        self._count(seq, 1)
         if token in task.ends:
             self._done(seq, task, "stop", token, task.sent, [], step)
             return True
@@ -106,6 +105,10 @@ class Collector:
         if seq.row is None:
             self._scheduler.wake(seq)
         return False
+
+    def _count(self, seq: Sequence, tokens: int) -> None:
+        seq.program.generated += tokens
+        self.generated += tokens
 
     def _constrained(
         self,
@@ -138,7 +141,7 @@ class Collector:
         if known.instead:
             seq.known -= 1
             task.made, task.sent, task.forced = task.made - 1, task.sent - 1, task.forced - 1
-            seq.program.generated -= 1
+            self._count(seq, -1)
             seq.program.forced -= 1
         else:
             self._tell(seq, task, token, r, samples)
@@ -161,7 +164,7 @@ class Collector:
         if tokens:
             seq.append(np.array(tokens, np.int32))
             task.made, task.sent, task.forced = (count + end for count in (task.made, task.sent, task.forced))
-            seq.program.generated += end
+            self._count(seq, end)
             seq.program.forced += end
             self._tell_forced(seq, task, tokens)
             if self._stopped(seq, task, tokens, step):

@@ -8,7 +8,10 @@ bits, R10); op and sequence names are the paths of `frontend.ir`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import msgspec
+from msgspec.structs import replace
 
 from ramet.frontend.ir import Jump, Sampling, SelectMethod
 
@@ -87,11 +90,38 @@ class OrderOpen(msgspec.Struct, frozen=True, tag="open"):
     priority: int = 0
 
 
-class OrderOps(msgspec.Struct, frozen=True, tag="ops"):
-    """The next operations of a program."""
+class OrderOps(msgspec.Struct, frozen=True, tag="ops", omit_defaults=True):
+    """The next operations of a program. `shared` are grammars of several of them, each once: (grammar, the ids of the
+    Generates that are held to it, which stand in `ops` without it). `packed` makes one, `whole` reads it."""
 
     program: str
     ops: tuple[AnyOp, ...]
+    shared: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def packed(program: str, ops: Sequence[AnyOp]) -> OrderOps:
+    """An order in which no grammar stands twice: a schema may have 64 kB, and hold a thousand branches."""
+    users: dict[str, list[str]] = {}
+    for op in ops:
+        if isinstance(op, Generate) and op.grammar:
+            users.setdefault(op.grammar, []).append(op.op)
+    shared = tuple((grammar, tuple(ids)) for grammar, ids in users.items() if len(ids) > 1)
+    if not shared:
+        return OrderOps(program, tuple(ops))
+    bare = {op for _, ids in shared for op in ids}
+    return OrderOps(
+        program,
+        tuple(replace(op, grammar="") if isinstance(op, Generate) and op.op in bare else op for op in ops),
+        shared,
+    )
+
+
+def whole(order: OrderOps) -> Iterator[AnyOp]:
+    """The operations of an order, with their grammars."""
+    grammars = {op: grammar for grammar, ids in order.shared for op in ids}
+    for op in order.ops:
+        grammar = grammars.get(op.op) if isinstance(op, Generate) else None
+        yield op if grammar is None else replace(op, grammar=grammar)
 
 
 class OrderEnd(msgspec.Struct, frozen=True, tag="end"):

@@ -91,7 +91,7 @@ class Programs:
             return
         program = program_or_none
         if isinstance(order, m.OrderOps):
-            for op in order.ops:
+            for op in m.whole(order):
                 self._accept(program, op)
         elif isinstance(order, m.OrderEnd):
             program.ended = True

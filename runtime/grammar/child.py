@@ -143,6 +143,12 @@ def _cpu_seconds() -> float:
 
 
 def _peak() -> int:
+    """Bytes that this process has held at most. The kernel's `ru_maxrss` begins with what the *parent* held, which may
+    be gigabytes; VmHWM belongs to this program alone."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -225,6 +225,7 @@ def _tail(writer: Writer, shape: Arr, high: int | None) -> str:
 
 
 def times(piece: str, low: int, high: int | None) -> str:
+    """A piece of a rule `low` to `high` times."""
     if high == 0:
         return ""
     return f"{piece}*" if low == 0 and high is None else f"{piece}{{{low},{'' if high is None else high}}}"

@@ -64,6 +64,7 @@ def others(kind: type[Shape]) -> Shapes:
 
 
 def without(name: str) -> Obj:
+    """Objects that lack a property."""
     return Obj((Members(((name, NOTHING),)),))
 
 
@@ -74,6 +75,7 @@ def _said_of(kind: type[Shape], said: Shape | None, opposite: Shape | None, hold
 
 
 def types(value: Any, holds: bool) -> Shapes:
+    """`type`: the shapes of the named types, or of all others."""
     names = {value} if isinstance(value, str) else set(value)
     if holds:
         return tuple(_TYPES[name] for name in sorted(names))
@@ -119,6 +121,7 @@ def _decimal(value: object) -> Decimal:
 
 
 def not_value(value: Any) -> Shapes:
+    """Every value but one."""
     if value is None:
         return others(Null)
     if isinstance(value, bool):
@@ -201,6 +204,7 @@ def _enum(values: list[Any], holds: bool) -> Shapes:
 
 
 def required(names: list[str], holds: bool) -> Shapes:
+    """`required`: objects that have the properties, or lack one."""
     return (*others(Obj), Obj(required=tuple(names))) if holds else tuple(without(name) for name in names)
 
 

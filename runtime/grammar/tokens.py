@@ -19,6 +19,11 @@ from ramet.runtime.batch import U32
 if TYPE_CHECKING:
     from ramet.runtime.text import Tokenizer
 
+# Sets of tokens that a mask takes over whole where the grammar allows all of them, so that it need not look at each:
+# 40 times faster inside strings. Several lengths, since a string with a maxLength has room for so much and no more.
+# U+2028 and U+2029 are left out because the dot of a JSON schema's pattern leaves them out.
+_PLAIN = r'[^"\\\x00-\x1F\x7F\u{2028}\u{2029}]'
+_SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_PLAIN}{{1,{most}}}" for most in (2, 4, 7, 10, 15, 20, 30)), f"{_PLAIN}+"]
 EXACT = 4096  # bytes of text up to which the fewest tokens are counted; above, they are bounded from below
 
 
@@ -79,10 +84,9 @@ def token_bytes(tokens: Tokenizer | Sequence[bytes]) -> Sequence[bytes]:
 
 
 def ll_tokenizer(tokens: Sequence[bytes], eos: Sequence[int]) -> LLTokenizer:
-    """llguidance's tokenizer over these bytes; without end tokens it gets one beyond the vocabulary. The slices that it
-    calls general make masks of wide character classes some 40 times faster than without."""
+    """llguidance's tokenizer over these bytes; without end tokens it gets one beyond the vocabulary."""
     content, ends = (list(tokens), list(eos)) if eos else ([*tokens, b""], [len(tokens)])
-    return LLTokenizer(TokenizerWrapper(_Source(content, ends[0])), eos_token=ends)
+    return LLTokenizer(TokenizerWrapper(_Source(content, ends[0])), eos_token=ends, slices=_SLICES)
 
 
 def _bits(ids: Iterable[int], size: int) -> U32:

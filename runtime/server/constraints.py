@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from ramet.frontend import ir, patterns, schemas
+from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError
 from ramet.runtime.server.failures import Failure, bad, unsupported
 
@@ -23,7 +23,9 @@ SGLANG_ANY = "$$ANY$$"  # SGLang's word for it, where a schema stands
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _RULE = re.compile(r"^\s*[A-Za-z_][\w-]*\s*::=", re.MULTILINE)  # what a rule of EBNF begins with, and none of Lark's
 _WORD = re.compile(r"(?:regex|json_schema|grammar|choices|structure)(?=[=:])")  # what a compiler's message begins with
-_TAG = re.compile(r'structure: at "[^"]*/tags/(\d+)/content(?:/json_schema)?": (?:\w+: )?(.*)', re.DOTALL)  # of a tool
+_TAG = re.compile(  # of a tool
+    r'structure: at "[^"]*/tags/(\d+)/content(?:/(?:json_schema|pattern|grammar))?": (?:\w+: )?(.*)', re.DOTALL
+)
 Whitespace = Literal["fixed", "flexible"]
 Reader = Callable[[object, str], ir.Constraint | None]
 
@@ -38,8 +40,8 @@ class Wanted:
 
 def constraint_of(fields: Mapping[str, object]) -> Wanted | None:
     """The one constraint among `fields`; None without one. Null and empty texts ask for nothing; an empty schema asks
-    for any JSON. What can be checked without a compiler is checked: syntax of patterns, keywords of schemas. Raises
-    `Failure` 400, also for two constraints at once."""
+    for any JSON. What a pattern or a schema says is left to the compiler's process: a short one can take half a second
+    to read, and this is the thread of all streams. Raises `Failure` 400, also for two constraints at once."""
     found: list[Wanted] = []
     for name, read in _SPELLINGS.items():
         value = fields.get(name)
@@ -51,8 +53,6 @@ def constraint_of(fields: Mapping[str, object]) -> Wanted | None:
     if len(found) > 1:
         first, second = found[0].field, found[1].field
         raise bad(f"`{first}` and `{second}` both constrain the output: give one of them", second)
-    for wanted in found:
-        check(wanted.constraint, wanted.field)
     return found[0] if found else None
 
 
@@ -65,17 +65,6 @@ def jump_of(fields: Mapping[str, object]) -> ir.Jump:
         if value == jump:
             return jump
     raise bad(f"`jump` must be one of {', '.join(_JUMPS)}", "jump")
-
-
-def check(constraint: ir.Constraint, field: str) -> None:
-    """What the language checks at the user's line. Raises `Failure` 400."""
-    try:
-        if isinstance(constraint, ir.Regex):
-            patterns.check(constraint.pattern)
-        elif isinstance(constraint, ir.JsonSchema):
-            schemas.check(json.loads(constraint.schema))
-    except ConstraintError as error:
-        raise refused(error, field) from None
 
 
 def refused(error: ConstraintError, field: str, places: Sequence[str] = ()) -> Failure:

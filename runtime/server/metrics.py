@@ -28,7 +28,7 @@ _HISTOGRAMS = {
 _COUNTERS = {
     "prompt_tokens": ("prompt_tokens", "tokens of prompts"),
     "cached_tokens": ("cached_tokens", "of these, found in the prefix cache"),
-    "generated_tokens": ("generation_tokens", "tokens sampled"),
+    "generated_tokens": ("generation_tokens", "tokens of answers, sampled or forced"),
     "request_retried": ("retried_requests", "requests run again after the engine was lost"),
     "aborted": ("aborted_requests", "requests whose client went away"),
     "engine_lost": ("engine_lost", "engines that ended"),

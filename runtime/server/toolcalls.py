@@ -15,7 +15,7 @@ import msgspec
 
 from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError
-from ramet.runtime.server.constraints import Wanted, check
+from ramet.runtime.server.constraints import Wanted
 from ramet.runtime.server.failures import Failure, bad, unsupported
 from ramet.runtime.server.reasoning import Begin, constrained_answer, format_of
 from ramet.runtime.tools import ANY_TEXT as ANY_PATTERN
@@ -266,7 +266,6 @@ def _parameters(value: object, at: str) -> str | None:
         raise bad(f"`{at}.type`={str(kind)[:40]!r}: arguments are an object", f"{at}.type")
     text = msgspec.json.encode(schema)
     _fits(len(text), at)
-    check(ir.JsonSchema(text.decode()), at)
     return text.decode()
 
 
@@ -287,9 +286,7 @@ def _input(wanted: object, at: str) -> ir.Regex | ir.Grammar:
         raise bad(f'`{at}` must be of type "text", or have a syntax, "lark" or "regex"', at)
     definition = _text(given, "definition", at)
     _fits(len(definition.encode("utf-8", "surrogatepass")), f"{at}.definition")
-    wanted_input = ir.Grammar(definition) if syntax == "lark" else ir.Regex(definition)
-    check(wanted_input, f"{at}.definition")
-    return wanted_input
+    return ir.Grammar(definition) if syntax == "lark" else ir.Regex(definition)
 
 
 def _fits(size: int, at: str) -> None:

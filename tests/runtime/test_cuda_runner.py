@@ -128,7 +128,7 @@ def constrained(runner: Runner) -> list[tuple[list[int], int]]:
 def test_constraints_and_guesses(decoder: Decoder, graphs: bool) -> None:
     plain = TorchRunner(Decoder(SPEC, random_weights(SPEC, torch.float32, 3), "cpu", torch.float32), **SIZES)
     wanted = constrained(plain)
-    assert sum(forced for _, forced in wanted) > 20
+    assert sum(forced for _, forced in wanted) > 5
     assert constrained(hosted.runner(decoder, graphs=graphs, warm=graphs, **SIZES)) == wanted
 
 

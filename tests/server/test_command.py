@@ -106,7 +106,7 @@ def test_it_serves_and_ends():
     with serve("--drain-timeout", "60", "--log-format", "json") as server:
         assert len(server.block) <= 12 and "4,096 tokens x" in "\n".join(server.block)
         engines = server.engines()
-        assert len(engines) == 1
+        assert len(engines) in (1, 2)  # the engine, and what compiles constraints if it is there already
         with (
             httpx.Client(base_url=server.url, timeout=WAIT) as http,
             httpx.Client(base_url=server.url, timeout=WAIT) as other,

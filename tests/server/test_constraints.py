@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError
+from ramet.runtime.grammar.compiler import Compiler
 from ramet.runtime.server.constraints import ANY_OBJECT, NAMES, concerns, constraint_of, jump_of, refused
 from ramet.runtime.server.failures import Failure
 
@@ -34,6 +36,14 @@ FORMATS = st.fixed_dictionaries(
     {"type": st.sampled_from(["json_schema", "json_object", "text", "structural_tag", "regex", "grammar"]) | JUNK},
     optional=dict.fromkeys(("json_schema", "schema", "name", "regex", "pattern", "grammar", "format"), JUNK),
 )
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[Compiler]:
+    tokens = [bytes([byte]) for byte in range(256)] + [b""]
+    made = Compiler(lambda: tokens, eos=[256], workers=1)
+    yield made
+    made.close()
 
 
 def of(**fields: Any) -> ir.Constraint | None:
@@ -224,8 +234,14 @@ def test_refusals(fields: dict[str, Any], param: str, code: str) -> None:
         ),
     ],
 )
-def test_what_the_language_refuses_is_refused_at_once(fields: dict[str, Any], param: str, words: str) -> None:
-    found = failure(fields)
+def test_what_they_say_is_left_to_the_compilers_process(
+    compiler: Compiler, fields: dict[str, Any], param: str, words: str
+) -> None:
+    wanted = constraint_of(fields)
+    assert wanted is not None
+    with pytest.raises(ConstraintError) as caught:
+        compiler.compile(wanted.constraint)
+    found = refused(caught.value, wanted.field)
     assert (found.param, found.code) == (param, "invalid_constraint")
     assert words in found.message
 

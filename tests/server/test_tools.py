@@ -176,6 +176,10 @@ def test_an_agents_round(client: openai.OpenAI) -> None:
     assert raised.value.param == "messages[2].tool_call_id"
 
 
+BAD_REGEX = {"syntax": "regex", "definition": "(a"}
+BAD_LARK = {"syntax": "lark", "definition": "start: missing"}
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -184,6 +188,23 @@ def test_an_agents_round(client: openai.OpenAI) -> None:
         (
             {"tools": nested({**CLOCK, "parameters": {"properties": {"a": {"pattern": "(?=x)"}}}})},
             "tools[0].function.parameters",
+        ),
+        (
+            {
+                "tools": [
+                    {"type": "custom", "custom": {"name": "f", "format": {"type": "grammar", "grammar": BAD_REGEX}}}
+                ]
+            },
+            "tools[0].custom.format.grammar.definition",
+        ),
+        (
+            {
+                "tools": [
+                    *nested(CLOCK),
+                    {"type": "custom", "custom": {"name": "f", "format": {"type": "grammar", "grammar": BAD_LARK}}},
+                ]
+            },
+            "tools[1].custom.format.grammar.definition",
         ),
         ({"tools": nested(CLOCK), "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from ramet.frontend import ir
@@ -72,6 +73,18 @@ def test_nothing_is_compiled_twice(shared: Compiler) -> None:
     first_message = refusal(shared, ir.Regex("(once"))
     assert refusal(shared, ir.Regex("(once")) == first_message
     assert shared.compilations == before + 2
+
+
+def test_the_parents_memory_is_not_the_childs() -> None:
+    """The kernel counts what the parent held at the fork; a process must not be given up for that."""
+    held = np.ones(100_000_000)  # 800 MB
+    compiler = compiler_of(workers=1)
+    compiler.compile(ir.Regex("one"))
+    first = processes(compiler)
+    compiler.compile(ir.Regex("two"))
+    assert len(first) == 1 and processes(compiler) == first
+    assert held[-1] == 1
+    compiler.close()
 
 
 def test_a_thousand_callers_compile_once() -> None:
