@@ -59,7 +59,9 @@ def _runs(command: list[str]) -> bool:
 def _digest() -> str:
     """Of everything that .venv is made from; the folder too, because an editable install names it."""
     digest = hashlib.sha256()
-    for part in (ROOT / "pyproject.toml", ROOT / "constraints.txt", Path(__file__)):
+    kernels = ROOT / "kernels" / "cpu"
+    built = (ROOT / "setup.py", kernels / "sources.py", *sorted((kernels / "native").iterdir()))
+    for part in (ROOT / "pyproject.toml", ROOT / "constraints.txt", Path(__file__), *built):
         digest.update(part.read_bytes())
     digest.update(f"{ROOT} {sys.version_info[:2]}".encode())
     return digest.hexdigest()

@@ -5,6 +5,7 @@ A program on the Mock backend, then real tokens of a small random model on the e
 
 from __future__ import annotations
 
+import shutil
 import sys
 from importlib.metadata import files
 from pathlib import Path
@@ -39,7 +40,13 @@ def main() -> None:
         generated = run.usage.generated_tokens
     if len(answers) != 2 or not 2 <= generated <= 8:
         raise SystemExit(f"the engine answered {answers!r} with {generated} tokens")
-    sys.stdout.write("smoke: ok\n")
+    native = "ramet/kernels/cpu/_ramet_cpu.so" in names
+    if native:
+        with rt.Engine("random:tiny", dtype="int8") as engine:
+            smoke.using(backend=engine)("Is it there?").result(timeout=120)
+    elif shutil.which("c++"):
+        raise SystemExit("the wheel lacks the native kernels, and there is a compiler")
+    sys.stdout.write(f"smoke: ok{'' if native else ' (without native kernels: no compiler)'}\n")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ functions (`reference`, `cpu`); `ramet.kernels.ops` picks it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ramet.runtime.batch import I32, Batch, Draws, Masks, Targets
+
+if TYPE_CHECKING:  # nothing here computes: the native path on the CPU never imports torch
+    import torch
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ramet.kernels.cpu.draw import unpacked as unpacked
 from ramet.kernels.noise import uniforms
 from ramet.kernels.ops import Angles, Drawn, HeadNorms, Layout, Norm
-from ramet.runtime.batch import I32, U32, Batch, Draws, Masks, Targets
+from ramet.runtime.batch import I32, Batch, Draws, Masks, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +144,6 @@ def adjusted(logits: torch.Tensor, r: int, draws: Draws, masks: Masks) -> torch.
         if index == r:
             x.masked_fill_(~torch.from_numpy(unpacked(words, len(x))).to(x.device), -torch.inf)
     return x
-
-
-def unpacked(words: U32, vocab: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """`[V] bool` of a packed bitmask; bit i of word w is token 32 w + i."""
-    return np.unpackbits(words.astype("<u4").view(np.uint8), count=vocab, bitorder="little").view(np.bool_)
 
 
 def probabilities(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> torch.Tensor:

@@ -165,3 +165,11 @@ class Runner(Protocol):
 
     def read(self, flight: Flight) -> Samples:
         """Wait for the flight and return its results; called once per flight."""
+
+
+def wanted(batch: Batch) -> tuple[I32, I32, I32]:
+    """The tokens of a batch whose logits are drawn from or scored, each once `[U]`; which of them each draw `[R]` and
+    each target `[P]` uses."""
+    rows, where = np.unique(np.concatenate((batch.draws.rows, batch.targets.rows)), return_inverse=True)
+    index: I32 = where.astype(np.int32)
+    return rows, index[: len(batch.draws)], index[len(batch.draws) :]

@@ -12,7 +12,8 @@ import msgspec
 
 from ramet.frontend.errors import EngineError
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
+NATIVE = ("int8", "int4")  # dtypes of weights that the native kernels of the CPU compute with
 WEIGHTS = ("auto", "dense", "int8", "int4", "fp8")
 
 
@@ -38,13 +39,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     model: a name that `models.hub.resolve` knows. device: "cpu", "cuda", or "auto" (cuda where torch, driver, GPU and
     Triton allow it, else cpu). dtype: "auto", "float32", "bfloat16", or on cuda also "float16" (auto: bfloat16 where
-    the device computes with it, else float32). weights: "auto" (dense), "dense", or on cuda "int8", "int4" (linear
-    layers in 8 or 4 bits with group scales, computed in dtype) or "fp8" (weights and activations). deterministic: a
-    request has the same bits alone, batched, cached or chunked; on a CPU that holds always, on cuda it costs some
-    speed. graphs: capture small steps as CUDA graphs (a CPU has none). threads: 0 is one per core. context: tokens of
-    the longest sequence, 0 is the model's own. kv_tokens: KV slots, 0 is as many as kv_share holds. kv_share: the
-    share for KV of the memory that is left after weights and, on cuda, workspace; 0 is a quarter, at most 65,536
-    slots, on a CPU and 0.9 on cuda. max_running: sequences that decode at once.
+    the device computes with it, else float32), or on a CPU "int8" or "int4": weights in so many bits with group scales,
+    by the native kernels (without torch; 4-bit GGUF blocks are kept as they are). weights: "auto" (dense), "dense", or
+    on cuda "int8", "int4" (linear layers in 8 or 4 bits with group scales, computed in dtype) or "fp8" (weights and
+    activations). deterministic: a request has the same bits alone, batched, cached or chunked; on a CPU that holds
+    always, on cuda it costs some speed. graphs: capture small steps as CUDA graphs (a CPU has none). threads: 0 is one
+    per core. context: tokens of the longest sequence, 0 is the model's own. kv_tokens: KV slots, 0 is as many as
+    kv_share holds. kv_share: the share for KV of the memory that is left after weights and, on cuda, workspace; 0 is a
+    quarter, at most 65,536 slots, on a CPU and 0.9 on cuda. max_running: sequences that decode at once.
     """
 
     model: str = "default"
@@ -62,11 +64,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise EngineError(f"dtype={self.dtype!r}: choose auto, float32 or bfloat16, or float16 on cuda")
+            some = "auto, float32 or bfloat16; float16 on cuda; int8 or int4 on a CPU"
+            raise EngineError(f"dtype={self.dtype!r}: choose {some}")
         _choice("device", self.device, ("auto", "cpu", "cuda"))
         _choice("weights", self.weights, WEIGHTS)
         if self.device == "cpu":
             self.check_cpu()
+        if self.device == "cuda" and self.dtype in NATIVE:
+            raise EngineError(f"dtype={self.dtype!r}: is for device='cpu'; on cuda choose weights={self.dtype!r}")
         if self.deterministic and self.weights not in ("auto", "dense"):
             raise EngineError(f"deterministic=True: needs dense weights; leave out weights={self.weights!r}")
         if not (math.isfinite(self.kv_share) and 0 <= self.kv_share <= 1):

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
+from ramet.frontend.errors import EngineError
 from ramet.runtime import messages as m
-from ramet.runtime.config import Config
+from ramet.runtime.config import NATIVE, Config
 from ramet.runtime.engine import EngineCore, Port
 from ramet.runtime.grammar.automaton import GrammarCache
 from ramet.runtime.models import hub
@@ -31,6 +32,7 @@ from ramet.runtime.start import load_tokenizer
 
 if TYPE_CHECKING:
     from ramet.runtime.cuda import CudaRunner
+    from ramet.runtime.native import NativeRunner
     from ramet.runtime.runner import Load, TorchRunner
 
     AnyRunner = TorchRunner | CudaRunner
@@ -40,15 +42,13 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 def build(config: Config, port: Port) -> tuple[EngineCore, m.Ready]:
     """Load the model that `config` names and put an engine on it."""
-    from ramet.runtime.device import choose  # torch is imported here, not by whoever imports this module
-    from ramet.runtime.models.load import load_weights
-
     began = time.monotonic()
-    config = config.on(choose(config.device))
     source = hub.resolve(config.model)
     spec = hub.load_spec(source)
     tokenizer = load_tokenizer(source)
-    runner = build_runner(config, spec, lambda dtype: load_weights(source, spec, dtype))
+    config, runner = (
+        native_runner(config, spec, source) if config.dtype in NATIVE else torch_runner(config, spec, source)
+    )
     eos = tuple(sorted({*spec.eos, *tokenizer.eos}))
     grammars = GrammarCache(tokenizer, runner.vocab, eos)
     core = EngineCore(
@@ -56,6 +56,27 @@ def build(config: Config, port: Port) -> tuple[EngineCore, m.Ready]:
     )
     seconds = time.monotonic() - began
     return core, m.Ready(source.name, runner.dtype_name, runner.context, runner.capacity, runner.threads, seconds)
+
+
+def native_runner(config: Config, spec: Spec, source: hub.ModelSource) -> tuple[Config, NativeRunner]:
+    """The runner of the native kernels, and what `config` means on the CPU; torch is not imported. Raises `EngineError`
+    where they cannot serve, with the reason."""
+    from ramet.runtime import native
+
+    config = config.on("cpu")
+    missing = native.available()
+    if missing:
+        raise EngineError(f"dtype={config.dtype!r}: needs the native kernels: {missing}; choose auto or bfloat16")
+    return config, native.build(config, spec, source)
+
+
+def torch_runner(config: Config, spec: Spec, source: hub.ModelSource) -> tuple[Config, AnyRunner]:
+    """The runner of torch's operations or of the GPU, and what `config` means on its device."""
+    from ramet.runtime.device import choose  # torch is imported here, not by whoever imports this module
+    from ramet.runtime.models.load import load_weights
+
+    config = config.on(choose(config.device))
+    return config, build_runner(config, spec, lambda dtype: load_weights(source, spec, dtype))
 
 
 def build_runner(config: Config, spec: Spec, load: Load) -> AnyRunner:

@@ -6,7 +6,6 @@ written to the table on the device and the next batch is fed from it there, so t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -16,17 +15,20 @@ import torch
 from ramet.frontend.errors import EngineError, ModelError
 from ramet.kernels.ops import Drawn
 from ramet.runtime.batch import I32, Batch, Flight, Masks, Samples
+from ramet.runtime.batch import wanted as wanted
 from ramet.runtime.config import Config
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.spec import Spec
 from ramet.runtime.sizing import (
     check_room,
+    cores,
     default_capacity,
     free_memory,
     kv_bytes_per_token,
     native_dtype,
     size,
 )
+from ramet.runtime.sizing import checked_context as checked_context
 from ramet.runtime.sizing import weight_bytes as weight_bytes  # one name for whoever sizes a runner
 
 Load = Callable[[torch.dtype], Mapping[str, torch.Tensor]]
@@ -132,14 +134,6 @@ class TorchRunner:
         return torch.from_numpy(index).to(self._device, torch.int64)
 
 
-def wanted(batch: Batch) -> tuple[I32, I32, I32]:
-    """The tokens of a batch whose logits are drawn from or scored, each once `[U]`; which of them each draw `[R]` and
-    each target `[P]` uses."""
-    rows, where = np.unique(np.concatenate((batch.draws.rows, batch.targets.rows)), return_inverse=True)
-    index: I32 = where.astype(np.int32)
-    return rows, index[: len(batch.draws)], index[len(batch.draws) :]
-
-
 def build(config: Config, spec: Spec, load: Load) -> TorchRunner:
     """The runner on the CPU that `config` asks for; `load` delivers the weights of `spec` in the chosen dtype. Raises
     `EngineError` or `ModelError` before weights are loaded when they cannot fit."""
@@ -150,18 +144,5 @@ def build(config: Config, spec: Spec, load: Load) -> TorchRunner:
     sized = config.kv_tokens or default_capacity(spec, dtype, context=context, memory=memory, share=config.kv_share)
     decoder = Decoder(spec, load(dtype), "cpu", dtype)
     return TorchRunner(
-        decoder, capacity=sized, rows=config.max_running, context=context, threads=config.threads or _cores()
+        decoder, capacity=sized, rows=config.max_running, context=context, threads=config.threads or cores()
     )
-
-
-def checked_context(config: Config, spec: Spec) -> int:
-    """The context that `config` asks for. Raises `EngineError` when the model has less."""
-    context = config.context or spec.context
-    if context > spec.context:
-        raise EngineError(f"context={context}: the model {spec.name!r} has {spec.context}; ask for less, or 0")
-    return context
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

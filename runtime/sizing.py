@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 from ramet.frontend.errors import EngineError, ModelError
+from ramet.runtime.config import Config
 from ramet.runtime.models.spec import Spec
+
+if TYPE_CHECKING:  # the native path sizes its pool without torch
+    import torch
 
 MAX_SLOTS = 65_536  # of a pool on the CPU that nobody sized
 CPU_SHARE = 0.25  # of the free memory, for such a pool
@@ -22,24 +26,34 @@ CUDA_SHARE = 0.9  # of what weights, workspace and graphs leave; the rest is for
 PACKED = {"int8": 1.0625, "int4": 0.5625, "fp8": 1.0625}
 
 
+class Element(Protocol):
+    """The type of an element: torch's or numpy's dtype."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one."""
+
+
 def native_dtype() -> torch.dtype:
     """bfloat16 where the processor computes with it, else float32."""
+    import torch
+
     onednn = torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if onednn and torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def kv_bytes_per_token(spec: Spec, dtype: torch.dtype) -> int:
+def kv_bytes_per_token(spec: Spec, dtype: Element) -> int:
     """Bytes of one slot: K and V of one token in all layers."""
     return 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
 
 
-def weight_bytes(spec: Spec, dtype: torch.dtype) -> int:
+def weight_bytes(spec: Spec, dtype: Element) -> int:
     """Bytes of the weights as the decoder keeps them (a tied embedding is packed once more for the head)."""
     count = sum(int(np.prod(shape)) for shape in spec.tensor_shapes().values())
     return (count + (spec.vocab * spec.hidden if spec.tied else 0)) * dtype.itemsize
 
 
-def device_weight_bytes(spec: Spec, dtype: torch.dtype, weights: str) -> int:
+def device_weight_bytes(spec: Spec, dtype: Element, weights: str) -> int:
     """The same on a GPU, for the option `weights`: a dense head shares a tied embedding, packed weights are smaller
     than `dtype`."""
     embedding = spec.vocab * spec.hidden
@@ -50,11 +64,13 @@ def device_weight_bytes(spec: Spec, dtype: torch.dtype, weights: str) -> int:
     return embedding * dtype.itemsize + int((linear + embedding) * PACKED[weights])
 
 
-def default_capacity(spec: Spec, dtype: torch.dtype, *, context: int, memory: int, share: float = 0.0) -> int:
+def default_capacity(
+    spec: Spec, dtype: Element, *, context: int, memory: int, share: float = 0.0, weights: int = 0
+) -> int:
     """Slots of a pool on the CPU that nobody sized: what `share` (0: a quarter, and at most 65,536 slots) of `memory`
-    (free bytes, weights not yet loaded) holds after the weights, at least one context. Raises `ModelError` with the
-    figures when the weights and one context do not fit at all."""
-    weights, each = weight_bytes(spec, dtype), kv_bytes_per_token(spec, dtype)
+    (free bytes, weights not yet loaded) holds after the weights (bytes; 0: dense ones of `dtype`), at least one
+    context. Raises `ModelError` with the figures when the weights and one context do not fit at all."""
+    weights, each = weights or weight_bytes(spec, dtype), kv_bytes_per_token(spec, dtype)
     left = memory - weights
     if left < context * each:
         raise ModelError(
@@ -65,10 +81,10 @@ def default_capacity(spec: Spec, dtype: torch.dtype, *, context: int, memory: in
     return max(context, slots if share else min(MAX_SLOTS, slots))
 
 
-def check_room(spec: Spec, dtype: torch.dtype, *, kv_tokens: int, memory: int) -> None:
-    """Raise `EngineError` for a pool of a stated size that `memory` (free bytes, weights not yet loaded) does not hold
-    on the CPU."""
-    weights, each = weight_bytes(spec, dtype), kv_bytes_per_token(spec, dtype)
+def check_room(spec: Spec, dtype: Element, *, kv_tokens: int, memory: int, weights: int = 0) -> None:
+    """Raise `EngineError` for a pool of a stated size that `memory` (free bytes, weights not yet loaded; they take
+    `weights` bytes, 0: dense ones of `dtype`) does not hold on the CPU."""
+    weights, each = weights or weight_bytes(spec, dtype), kv_bytes_per_token(spec, dtype)
     if kv_tokens and weights + kv_tokens * each > memory:
         raise EngineError(
             f"kv_tokens={kv_tokens}: a KV pool of {kv_tokens * each / 2**30:.2f} GiB does not fit; "
@@ -77,7 +93,7 @@ def check_room(spec: Spec, dtype: torch.dtype, *, kv_tokens: int, memory: int) -
         )
 
 
-def check_weights(spec: Spec, dtype: torch.dtype, weights: str, memory: int) -> None:
+def check_weights(spec: Spec, dtype: Element, weights: str, memory: int) -> None:
     """Raise `ModelError` before anything is loaded when the weights alone do not fit `memory` (free bytes of a GPU)."""
     need = device_weight_bytes(spec, dtype, weights)
     if need > memory:
@@ -105,7 +121,7 @@ class Budget:
 
 
 def device_capacity(
-    spec: Spec, dtype: torch.dtype, budget: Budget, *, context: int, asked: int = 0, share: float = 0.0
+    spec: Spec, dtype: Element, budget: Budget, *, context: int, asked: int = 0, share: float = 0.0
 ) -> int:
     """Slots of the KV pool of a GPU, without the dump slot, which is paid for: `asked`, or (0) as many as `share` (0:
     0.9) of what is left holds.
@@ -155,3 +171,16 @@ def free_memory() -> int:
 def size(count: int) -> str:
     """Bytes, for people."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def checked_context(config: Config, spec: Spec) -> int:
+    """The context that `config` asks for. Raises `EngineError` when the model has less."""
+    context = config.context or spec.context
+    if context > spec.context:
+        raise EngineError(f"context={context}: the model {spec.name!r} has {spec.context}; ask for less, or 0")
+    return context
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

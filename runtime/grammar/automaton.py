@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits
@@ -27,41 +27,82 @@ DEAD_END = "nothing may follow the text so far, and it may not end: no token of 
 HEADER = '%llguidance {"no_forcing": true}\n'
 
 SLOW_SECONDS, MOST_SLOW = 0.015, 8  # a step of one text that takes longer is slow; how many may be
+# Copies of a matcher share its lexer, which keeps every state that any text needed, up to `max_lexer_states`; making
+# them is what takes time. A prototype that was worked on for so long gives way to a new one, which has none yet.
+CHEAP_SECONDS, WORN_SECONDS = 50e-6, 0.5
+WORN_BYTES = 48 << 20  # of states that a second makes: measured, from above
+MOST_RENEWALS = 3  # of one text
+_FULL = "too many states"
+T = TypeVar("T")
 
 
-def parser_limits() -> LLParserLimits:
+MOST_STATES = 50_000  # of a lexer, of 0.5 to 1 kB each
+
+
+def parser_limits(states: int = MOST_STATES) -> LLParserLimits:
     """What one automaton may cost, in llguidance's units. Measured on one core: construction at most some 20 ms of
     lexer and 100 ms in all at the largest size of a specification, a mask at most 15 ms (ordinary ones: 5 to 100 us),
-    memory at most some 50 MB. The compiling process and the engine use the same, so that what one admits the other
-    can follow."""
+    memory at most some 50 MB. The compiling process allows fewer states than the engine and else the same, so that what
+    it admits the engine can follow."""
     return LLParserLimits(
         max_items_in_row=2000,  # of Earley items: some 500 optional properties of one object
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=200_000,
         step_max_items=2000,  # more makes masks of ambiguous grammars quadratically slower
-        max_lexer_states=50_000,  # of 0.5 to 1 kB each
+        max_lexer_states=states,
         max_grammar_size=200_000,
         verbose_errors=False,  # specifications do not belong into logs
     )
 
 
-def begin(lexicon: Lexicon, program: str) -> LLMatcher:
-    """The matcher of a program at its beginning. Raises `GrammarError`."""
-    matcher = LLMatcher(lexicon.engine, program, log_level=0, limits=parser_limits())
+def begin(lexicon: Lexicon, program: str, states: int = MOST_STATES) -> LLMatcher:
+    """The matcher of a program at its beginning; its lexer may have `states`. Raises `GrammarError`."""
+    matcher = LLMatcher(lexicon.engine, program, log_level=0, limits=parser_limits(states))
     if matcher.is_error():
         raise GrammarError(_why(matcher))
     return matcher
 
 
-class LLAutomaton:
-    """An `Automaton` over an LLMatcher. Use it from one thread; `scratch` may be shared by the automata of a thread."""
+class Prototype:
+    """A program's matcher at its beginning. `worn`: seconds that were spent on making states of its lexer."""
 
-    def __init__(self, matcher: LLMatcher, lexicon: Lexicon, scratch: U32) -> None:
-        self._matcher = matcher
+    __slots__ = ("matcher", "program", "worn")
+
+    def __init__(self, program: str, matcher: LLMatcher) -> None:
+        self.program = program
+        self.matcher = matcher
+        self.worn = 0.0
+
+    @property
+    def bytes(self) -> int:
+        """What it takes, by estimate."""
+        return _estimate(self.program) + int(self.worn * WORN_BYTES)
+
+
+class _Full(GrammarError):
+    """The lexer that a matcher shares with others has as many states as it may."""
+
+
+class LLAutomaton:
+    """An `Automaton` over a copy of a prototype's LLMatcher. Use it from one thread; `scratch` may be shared by the
+    automata of a thread. `renew` gives another prototype of the same program for one whose lexer is full: the text so
+    far is followed again there."""
+
+    def __init__(
+        self,
+        prototype: Prototype,
+        lexicon: Lexicon,
+        scratch: U32,
+        renew: Callable[[Prototype], Prototype] | None = None,
+    ) -> None:
+        self._prototype = prototype
+        self._matcher = prototype.matcher.deep_copy()
         self._lexicon = lexicon
         self._scratch = scratch  # [lexicon.words]
         self._target = (scratch.ctypes.data, scratch.nbytes)
-        self._length = 0  # tokens followed
+        self._renew = renew
+        self._renewals = 0
+        self._followed: list[int] = []
         self._slow = 0
 
     def mask(self, out: U32) -> None:
@@ -69,7 +110,7 @@ class LLAutomaton:
         Raises `GrammarError` (and `out` is all zeros) after a limit, or where nothing may follow: a dead end."""
         size = len(self._lexicon.allowed)
         out[:] = 0
-        self._fill()
+        self._lasting(self._fill)
         row = out[:size]
         np.bitwise_and(self._scratch[:size], self._lexicon.allowed, out=row)
         if not row.any():
@@ -80,25 +121,33 @@ class LLAutomaton:
         wrong = next((t for t in tokens if not self._lexicon.spells(t)), None)
         if wrong is not None:
             raise GrammarError(f"token {wrong} is no text: end tokens, control tokens and padding are never followed")
+        self._lasting(lambda: self._follow(tokens))
+
+    def _follow(self, tokens: Sequence[int]) -> None:
         began = time.thread_time()
         taken = self._matcher.try_consume_tokens(list(tokens))
         self._check(began, per=len(tokens))
         if taken < len(tokens):
             self._matcher.rollback(taken)
-            raise GrammarError(f"token {tokens[taken]} is not allowed after {self._length + taken} tokens")
-        self._length += taken
+            self._fill()  # a full lexer refuses a token before it says why
+            raise GrammarError(f"token {tokens[taken]} is not allowed after {len(self._followed) + taken} tokens")
+        self._followed += tokens
 
     def rollback(self, count: int) -> None:
         """Take the last `count` tokens back, also those that completed the text. Raises `GrammarError`."""
-        if not 0 <= count <= self._length:
-            raise GrammarError(f"cannot take {count} tokens back: {self._length} were followed")
-        if count and not self._matcher.rollback(count):
-            raise GrammarError(_why(self._matcher))
-        self._length -= count
+        if not 0 <= count <= len(self._followed):
+            raise GrammarError(f"cannot take {count} tokens back: {len(self._followed)} were followed")
+        if count:
+            if not self._matcher.rollback(count):
+                raise GrammarError(_why(self._matcher))
+            del self._followed[-count:]
 
     def forced(self) -> bytes:
         """What must follow: b"" where there is a choice, the end of the text being one. It may end inside a
         character."""
+        return self._lasting(self._forced)
+
+    def _forced(self) -> bytes:
         found = self._matcher.compute_ff_bytes()
         self._check()
         return found
@@ -115,15 +164,30 @@ class LLAutomaton:
             return False
         if self._matcher.is_stopped():
             return True
-        self._fill()
+        self._lasting(self._fill)
         size = len(self._lexicon.allowed)
         return not (self._scratch[:size] & self._lexicon.allowed & ~self._lexicon.ends).any()
 
     def copy(self) -> LLAutomaton:
         """Another one at the same place; it costs some 10 to 100 us, more the more states were seen."""
-        other = LLAutomaton(self._matcher.deep_copy(), self._lexicon, self._scratch)
-        other._length, other._slow = self._length, self._slow
+        other = LLAutomaton(self._prototype, self._lexicon, self._scratch, self._renew)
+        other._matcher = self._matcher.deep_copy()
+        other._followed, other._slow, other._renewals = list(self._followed), self._slow, self._renewals
         return other
+
+    def _lasting(self, work: Callable[[], T]) -> T:
+        """Do `work`; once more on another lexer when the one that is shared is full."""
+        try:
+            return work()
+        except _Full:
+            if self._renew is None or self._renewals >= MOST_RENEWALS:
+                raise
+            self._renewals += 1
+            self._prototype = self._renew(self._prototype)
+            self._matcher = self._prototype.matcher.deep_copy()
+            tokens, self._followed = self._followed, []
+            self._follow(tokens)
+            return work()
 
     def _fill(self) -> None:
         """Compute the mask into the scratch row. An LLMatcher that fails allows the end: so its errors come first."""
@@ -135,9 +199,12 @@ class LLAutomaton:
         """Raise what the matcher has run into. Its limits do not count what completing many ambiguous items takes (it
         grows with the square of the text), so slow steps are counted here, in CPU time of this thread."""
         if self._matcher.is_error():
-            raise GrammarError(_why(self._matcher))
-        if began is not None and time.thread_time() - began > SLOW_SECONDS * max(per, 1):
-            self._slow += 1
+            kind = _Full if _FULL in self._matcher.get_error() else GrammarError
+            raise kind(_why(self._matcher))
+        if began is not None:
+            spent, steps = time.thread_time() - began, max(per, 1)
+            self._prototype.worn += max(0.0, spent - CHEAP_SECONDS * steps)
+            self._slow += spent > SLOW_SECONDS * steps
         if self._slow > MOST_SLOW:
             raise GrammarError(
                 f"the grammar cannot be followed: {MOST_SLOW} tokens took more than {SLOW_SECONDS * 1000:g} ms each "
@@ -147,7 +214,7 @@ class LLAutomaton:
 
 class GrammarCache:
     """`Grammars` by llguidance: one prototype of each program, copied for every text (least recently used ones go when
-    they take more than `most_bytes`, by estimate). Belongs to one thread."""
+    they take more than `most_bytes`, by estimate; worn ones give way to new ones). Belongs to one thread."""
 
     def __init__(
         self,
@@ -159,24 +226,31 @@ class GrammarCache:
     ) -> None:
         self.lexicon = Lexicon.of(tokenizer, eos, vocab)
         self._scratch = np.zeros(self.lexicon.words, np.uint32)
-        self._prototypes: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._prototypes: OrderedDict[str, Prototype] = OrderedDict()
         self._most_bytes = most_bytes
-        self.bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        """What the prototypes take, by estimate."""
+        return sum(prototype.bytes for prototype in self._prototypes.values())
 
     def automaton(self, program: str) -> LLAutomaton:
         """A fresh automaton at the beginning of `program`. Raises `GrammarError`."""
         prototype = self._prototypes.get(program)
-        if prototype is None:
-            prototype = self._keep(program, begin(self.lexicon, program))
+        if prototype is None or prototype.worn > WORN_SECONDS:
+            prototype = self._keep(program)
         self._prototypes.move_to_end(program)
-        return LLAutomaton(prototype.deep_copy(), self.lexicon, self._scratch)
+        return LLAutomaton(prototype, self.lexicon, self._scratch, self._renewed)
 
-    def _keep(self, program: str, prototype: LLMatcher) -> LLMatcher:
-        self._prototypes[program] = prototype
-        self.bytes += _estimate(program)
-        while self.bytes > self._most_bytes and len(self._prototypes) > 1:
-            old, _ = self._prototypes.popitem(last=False)
-            self.bytes -= _estimate(old)
+    def _renewed(self, old: Prototype) -> Prototype:
+        """The prototype that took the place of a full one; the first who asks makes it."""
+        current = self._prototypes.get(old.program)
+        return self._keep(old.program) if current is None or current is old else current
+
+    def _keep(self, program: str) -> Prototype:
+        prototype = self._prototypes[program] = Prototype(program, begin(self.lexicon, program))
+        while len(self._prototypes) > 1 and self.bytes > self._most_bytes:
+            self._prototypes.popitem(last=False)
         return prototype
 
 

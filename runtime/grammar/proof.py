@@ -13,7 +13,7 @@ import numpy as np
 from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError
 from ramet.runtime.batch import U32
-from ramet.runtime.grammar.automaton import HEADER, LLAutomaton, begin
+from ramet.runtime.grammar.automaton import DEAD_END, HEADER, LLAutomaton, Prototype, begin
 from ramet.runtime.grammar.base import Compiled, GrammarError
 from ramet.runtime.grammar.limits import SpecLimits, label
 from ramet.runtime.grammar.tokens import EXACT, Lexicon, Speller
@@ -21,6 +21,9 @@ from ramet.runtime.grammar.translate import translate
 from ramet.runtime.grammar.translation import Translation
 
 WALKS, STEPS = 2, 32  # random texts that are begun, and their tokens
+# States of the lexer that these may need. Ordinary specifications need some hundreds; one that needs new states with
+# every token, as counts of counts of wide classes do, would fill the engine's lexer within some dozens of texts.
+STATES = 3000
 
 
 class Prover:
@@ -44,7 +47,9 @@ class Prover:
                 "(limit: generated size); simplify it"
             )
         try:
-            automaton = LLAutomaton(begin(self._lexicon, program), self._lexicon, self._scratch)
+            automaton = LLAutomaton(
+                Prototype(program, begin(self._lexicon, program, STATES)), self._lexicon, self._scratch
+            )
             self._nonempty(automaton)
             shortest = self._spelt(automaton, translation)
             for seed in range(WALKS):
@@ -70,6 +75,8 @@ class Prover:
         try:
             automaton.copy().mask(self._row)
         except GrammarError as error:
+            if str(error) != DEAD_END:  # a limit
+                raise
             raise GrammarError(
                 f"no text satisfies it, or none that the model's vocabulary can spell ({error})"
             ) from None

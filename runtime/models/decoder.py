@@ -6,7 +6,6 @@ The residual stream, norms, rotation and attention are float32; linear layers co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ import torch
 from ramet.frontend.errors import ModelError
 from ramet.kernels import ops as ops_for
 from ramet.kernels.ops import Angles, HeadNorms, Layout, Norm, Ops, Plan
+from ramet.runtime.models.rope import attention_factor as attention_factor
+from ramet.runtime.models.rope import inverse_frequencies as frequencies
 from ramet.runtime.models.spec import Rope, Spec
 
 Weights = Mapping[str, torch.Tensor]
@@ -144,52 +145,6 @@ def rope_angles(rope: Rope, dim: int, context: int, device: torch.device) -> Ang
     return Angles((angles.cos() * factor).to(device), (angles.sin() * factor).to(device))
 
 
-def attention_factor(rope: Rope) -> float:
-    """YaRN's temperature on cos and sin (Peng et al. 2023, section 3.4), with DeepSeek's mscale; 1 for other kinds."""
-    if rope.kind != "yarn":
-        return 1.0
-    if rope.attention_factor is not None:
-        return rope.attention_factor
-
-    def scale(weight: float) -> float:
-        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
-
-    if rope.mscale and rope.mscale_all_dim:
-        return scale(rope.mscale) / scale(rope.mscale_all_dim)
-    return scale(1.0)
-
-
 def inverse_frequencies(rope: Rope, dim: int) -> torch.Tensor:
-    """`[dim / 2] float32`: radians per position of each pair of dimensions, after the scaling of `rope.kind`."""
-    base = 1.0 / (rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
-    if rope.kind == "none":
-        return base
-    if rope.kind == "linear":
-        return base / rope.factor
-    if rope.kind == "llama3":
-        return _llama3(rope, base)
-    return _yarn(rope, base, dim)
-
-
-def _llama3(rope: Rope, base: torch.Tensor) -> torch.Tensor:
-    """Llama 3.1: keep short wavelengths, divide long ones by the factor, blend linearly in turns per context
-    between."""
-    turns = rope.original_context * base / (2 * math.pi)
-    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    blend = blend.clamp(0, 1)
-    return (1 - blend) * base / rope.factor + blend * base
-
-
-def _yarn(rope: Rope, base: torch.Tensor, dim: int) -> torch.Tensor:
-    """YaRN's NTK-by-parts: interpolate dimensions with few turns over the original context, keep those with many."""
-
-    def dimension(turns: float) -> float:
-        return dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-
-    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
-    if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dim - 1)
-    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low if high != low else 0.001)
-    keep = 1 - ramp.clamp(0, 1)
-    return base / rope.factor * (1 - keep) + base * keep
+    """`[dim / 2] float32`: radians per position of each pair of dimensions."""
+    return torch.from_numpy(frequencies(rope, dim))

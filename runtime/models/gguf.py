@@ -102,7 +102,7 @@ class GGUFFile:
             return raw.view("<f2").astype(np.float32).reshape(info.shape)
         if info.type == "BF16":
             return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(info.shape)
-        return _dequantize_blocks(raw, info.type).reshape(info.shape)
+        return dequantize_blocks(raw, info.type).reshape(info.shape)
 
     def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(name)
@@ -111,7 +111,7 @@ class GGUFFile:
         return info
 
 
-def _dequantize_blocks(raw: U8, type_name: str) -> F32:
+def dequantize_blocks(raw: U8, type_name: str) -> F32:
     """Block-quantised bytes to float32, a bounded number of blocks at a time, by the `gguf` package's numpy code."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize

@@ -79,7 +79,7 @@ SECRET = ("api_key", "admin_key")
 NOT_SETTINGS = ("cache",)  # RAMET_CACHE: the directory that models are fetched to
 ENGINE_HELP = {
     "model": '"default", a directory, a .gguf file, a hub id, or "random:<preset>"',
-    "dtype": "what is computed with: auto, float32, bfloat16, or on cuda float16",
+    "dtype": "what is computed with: auto, float32, bfloat16; on cuda float16; on a CPU int8, int4",
     "device": "auto (cuda where everything for it is there), cpu, cuda",
     "weights": "auto, dense, or on cuda int8, int4, fp8",
     "deterministic": "the same bits whatever else runs; always so on a CPU",

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramet.kernels import cpu
+from ramet.kernels.cpu import operations as cpu
 from ramet.kernels.ops import Angles, HeadNorms, Layout, Norm
 from ramet.runtime.batch import Masks
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ramet.frontend.errors import ModelError
-from ramet.kernels import cpu, ops, reference
+from ramet.kernels import ops, reference
+from ramet.kernels.cpu import operations as cpu
 from ramet.kernels.ops import Angles, HeadNorms, Layout, Norm
 from ramet.kernels.triton import TritonOps
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.frontend.errors import ModelError
-from ramet.kernels import cpu
+from ramet.kernels.cpu import operations as cpu
 
 pytest.importorskip("triton")
 

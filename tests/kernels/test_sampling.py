@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramet.kernels import cpu, reference
-from ramet.kernels.cpu.sampling import inverse_cdf, kept, top
+from ramet.kernels import reference
+from ramet.kernels.cpu import operations as cpu
+from ramet.kernels.cpu.draw import inverse_cdf, kept, top
 from ramet.kernels.noise import mix, uniforms
 from ramet.kernels.ops import Drawn
 from ramet.runtime.batch import Masks, Targets

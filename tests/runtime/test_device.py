@@ -190,7 +190,7 @@ def test_sizes_for_people() -> None:
     ("fields", "says"),
     [
         ({"device": "tpu"}, "device='tpu': choose auto, cpu or cuda"),
-        ({"dtype": "float64"}, "dtype='float64': choose auto, float32 or bfloat16, or float16 on cuda"),
+        ({"dtype": "float64"}, "dtype='float64': choose auto, float32 or bfloat16; float16 on cuda"),
         ({"weights": "int2"}, "weights='int2': choose auto, dense, int8, int4 or fp8"),
         ({"device": "cpu", "dtype": "float16"}, "dtype='float16': is for device='cuda'"),
         ({"device": "cpu", "weights": "int8"}, "weights='int8': is for device='cuda'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from ramet.runtime import messages as m
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.hub import PRESETS
 from ramet.runtime.models.load import random_weights
+from ramet.runtime.packed import Packed
 from ramet.runtime.runner import TorchRunner
 
 from .driving import Drive
+from .natives import native, needs_native, packed
 
 SPEC = replace(PRESETS["tiny"], vocab=2000)
 RNG = np.random.default_rng(7)
@@ -28,22 +31,33 @@ SAMPLINGS = [
     Sampling(temperature=1.2, top_k=20, min_p=0.01, max_tokens=9, logprobs=1, repetition_penalty=1.2),
     Sampling(temperature=0.7, max_tokens=14, frequency_penalty=0.5, presence_penalty=0.2, logprobs=0),
 ]
+THREADS = cycle((1, 2, 3))
 REQUESTS = [(prompt, SAMPLINGS[i % len(SAMPLINGS)], 1000 + i) for i, prompt in enumerate(PROMPTS)]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def decoder(request: pytest.FixtureRequest) -> Decoder:
+NATIVE = [pytest.param(f"native {dtype}", marks=needs_native) for dtype in ("bfloat16", "int8", "int4")]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", *NATIVE])
+def decoder(request: pytest.FixtureRequest) -> Decoder | Packed:
     torch.set_num_threads(1)
-    dtype = getattr(torch, request.param)
+    kernels, _, name = request.param.rpartition(" ")
+    if kernels:
+        return packed(SPEC, name, seed=3)
+    dtype = getattr(torch, name)
     return Decoder(SPEC, random_weights(SPEC, dtype, seed=3), "cpu", dtype)
 
 
-def drive(decoder: Decoder, *, capacity: int = 2048, **limits: object) -> Drive:
+def drive(decoder: Decoder | Packed, *, capacity: int = 2048, **limits: object) -> Drive:
+    """An engine of its own; the native kernels have another number of threads in every other one."""
+    if isinstance(decoder, Packed):
+        threads = next(THREADS)
+        return Drive(native(decoder, capacity=capacity, rows=32, context=512, threads=threads), **limits)
     return Drive(TorchRunner(decoder, capacity=capacity, rows=32, context=512, threads=1), **limits)
 
 
 @pytest.fixture(scope="module")
-def alone(decoder: Decoder) -> list[tuple[object, ...]]:
+def alone(decoder: Decoder | Packed) -> list[tuple[object, ...]]:
     """The reference: each request alone in an engine of its own."""
     bits = []
     for prompt, sampling, seed in REQUESTS:
@@ -65,11 +79,11 @@ def test_the_reference_says_something(alone: list[tuple[object, ...]]) -> None:
     assert len({bits[0] for bits in alone}) == len(alone)
 
 
-def test_batched_with_others(decoder: Decoder, alone: list[tuple[object, ...]]) -> None:
+def test_batched_with_others(decoder: Decoder | Packed, alone: list[tuple[object, ...]]) -> None:
     assert together(drive(decoder)) == alone
 
 
-def test_batched_in_another_order_and_staggered(decoder: Decoder, alone: list[tuple[object, ...]]) -> None:
+def test_batched_in_another_order_and_staggered(decoder: Decoder | Packed, alone: list[tuple[object, ...]]) -> None:
     d = drive(decoder)
     names: dict[int, str] = {}
 
@@ -86,14 +100,14 @@ def test_batched_in_another_order_and_staggered(decoder: Decoder, alone: list[tu
     assert [d[names[i], "0.1"].bits for i in range(len(REQUESTS))] == alone
 
 
-def test_warm(decoder: Decoder, alone: list[tuple[object, ...]]) -> None:
+def test_warm(decoder: Decoder | Packed, alone: list[tuple[object, ...]]) -> None:
     d = drive(decoder)
     together(d)
     assert together(d) == alone
 
 
 @pytest.mark.parametrize("cut", [1, 2, 17, 64, 89, 90])
-def test_warm_cache_cut_anywhere(decoder: Decoder, alone: list[tuple[object, ...]], cut: int) -> None:
+def test_warm_cache_cut_anywhere(decoder: Decoder | Packed, alone: list[tuple[object, ...]], cut: int) -> None:
     d = drive(decoder)
     d.completion(PROMPTS[2][:cut], Sampling(temperature=0, max_tokens=1))
     d.run()
@@ -101,16 +115,16 @@ def test_warm_cache_cut_anywhere(decoder: Decoder, alone: list[tuple[object, ...
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 512])
-def test_chunked(decoder: Decoder, alone: list[tuple[object, ...]], chunk: int) -> None:
+def test_chunked(decoder: Decoder | Packed, alone: list[tuple[object, ...]], chunk: int) -> None:
     assert together(drive(decoder, chunk_tokens=chunk, batch_tokens=max(chunk, 16))) == alone
 
 
-def test_without_overlap(decoder: Decoder, alone: list[tuple[object, ...]]) -> None:
+def test_without_overlap(decoder: Decoder | Packed, alone: list[tuple[object, ...]]) -> None:
     assert together(drive(decoder, overlap=False)) == alone
 
 
 @pytest.mark.parametrize("step", range(0, 16, 2))
-def test_retracted_at_any_step(decoder: Decoder, alone: list[tuple[object, ...]], step: int) -> None:
+def test_retracted_at_any_step(decoder: Decoder | Packed, alone: list[tuple[object, ...]], step: int) -> None:
     d = drive(decoder)
 
     def retract(n: int) -> None:
@@ -124,7 +138,7 @@ def test_retracted_at_any_step(decoder: Decoder, alone: list[tuple[object, ...]]
     assert [d[name, "0.1"].bits for name in names] == alone
 
 
-def test_retracted_at_every_step_with_eviction(decoder: Decoder, alone: list[tuple[object, ...]]) -> None:
+def test_retracted_at_every_step_with_eviction(decoder: Decoder | Packed, alone: list[tuple[object, ...]]) -> None:
     d = drive(decoder)
 
     def storm(n: int) -> None:
@@ -139,13 +153,13 @@ def test_retracted_at_every_step_with_eviction(decoder: Decoder, alone: list[tup
     assert [d[name, "0.1"].bits for name in names] == alone
 
 
-def test_in_a_pool_that_is_too_small_for_all(decoder: Decoder, alone: list[tuple[object, ...]]) -> None:
+def test_in_a_pool_that_is_too_small_for_all(decoder: Decoder | Packed, alone: list[tuple[object, ...]]) -> None:
     d = drive(decoder, capacity=170)
     assert together(d) == alone
     assert d.core.cache.evicted > 0
 
 
-def test_fork_siblings(decoder: Decoder, alone: list[tuple[object, ...]]) -> None:
+def test_fork_siblings(decoder: Decoder | Packed, alone: list[tuple[object, ...]]) -> None:
     """Branches with the requests' seeds and samplings, over a prompt that they share."""
     prompt = PROMPTS[0]
     references = []
@@ -163,7 +177,7 @@ def test_fork_siblings(decoder: Decoder, alone: list[tuple[object, ...]]) -> Non
     assert d.over[name].computed == len(prompt) + sum(s.max_tokens - 1 for s in SAMPLINGS if s.max_tokens)
 
 
-def test_a_choice_scores_the_same_bits_in_any_company(decoder: Decoder) -> None:
+def test_a_choice_scores_the_same_bits_in_any_company(decoder: Decoder | Packed) -> None:
     choices = ((5, 6, 7), (5, 6, 9, 10), (5, 8), (30,), (5, 6))
     seen = set()
     for chunk in (1, 7, 512):
@@ -181,7 +195,7 @@ def test_a_choice_scores_the_same_bits_in_any_company(decoder: Decoder) -> None:
     assert len(seen) == 1
 
 
-def test_a_chosen_text_goes_on_like_a_given_one(decoder: Decoder) -> None:
+def test_a_chosen_text_goes_on_like_a_given_one(decoder: Decoder | Packed) -> None:
     d = drive(decoder)
     chosen = d.program(
         m.Append("0.0", "0", (PROMPTS[0],)),
@@ -196,7 +210,7 @@ def test_a_chosen_text_goes_on_like_a_given_one(decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_what_siblings_share_counts_as_cached(decoder: Decoder, overlap: bool) -> None:
+def test_what_siblings_share_counts_as_cached(decoder: Decoder | Packed, overlap: bool) -> None:
     d = drive(decoder, overlap=overlap)
     into = ("0.1.b0", "0.1.b1")
     gens = [m.Generate(f"{seq}.0", seq, SAMPLINGS[0], i) for i, seq in enumerate(into)]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pytest
 import torch
 
 from ramet.frontend.ir import Sampling
+from ramet.kernels.cpu import library
 from ramet.runtime import messages as m
 from ramet.runtime.models import hub
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.load import load_weights
+from ramet.runtime.models.stored import stored
+from ramet.runtime.packed import Packed, pack
 from ramet.runtime.runner import TorchRunner
 from ramet.runtime.start import load_tokenizer
 
 from .driving import Drive
+from .natives import native, needs_native
 
 pytestmark = pytest.mark.model
 SHARED = "<|im_start|>user\nName three rivers of Europe, and say in one word what each of them is known for."
@@ -27,14 +33,23 @@ SAMPLINGS = [
     Sampling(temperature=0.9, top_p=0.9, max_tokens=10, logprobs=0),
     Sampling(temperature=1.0, top_k=40, max_tokens=8, logprobs=0, repetition_penalty=1.1),
 ]
+THREADS = cycle((1, 2, 3))
 Bits = list[tuple[object, ...]]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def decoder(request: pytest.FixtureRequest) -> Decoder:
+NATIVE = [pytest.param(f"native {dtype}", marks=needs_native) for dtype in ("bfloat16", "int8", "int4")]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", *NATIVE])
+def decoder(request: pytest.FixtureRequest) -> Decoder | Packed:
     torch.set_num_threads(2)
     source = hub.resolve("default")
-    spec, dtype = hub.load_spec(source), getattr(torch, request.param)
+    spec = hub.load_spec(source)
+    kernels, _, name = request.param.rpartition(" ")
+    if kernels:
+        lib = library.load()
+        return pack(lib, library.Pool(lib, 2), spec, name, stored(source, spec))
+    dtype = getattr(torch, name)
     return Decoder(spec, load_weights(source, spec, dtype), "cpu", dtype)
 
 
@@ -44,7 +59,9 @@ def requests() -> list[tuple[list[int], Sampling, int]]:
     return [(tokenizer.encode_template(text), SAMPLINGS[i], i) for i, text in enumerate(TEXTS)]
 
 
-def drive(decoder: Decoder, *, capacity: int = 600, **limits: object) -> Drive:
+def drive(decoder: Decoder | Packed, *, capacity: int = 600, **limits: object) -> Drive:
+    if isinstance(decoder, Packed):
+        return Drive(native(decoder, capacity=capacity, rows=8, context=256, threads=next(THREADS)), **limits)
     return Drive(TorchRunner(decoder, capacity=capacity, rows=8, context=256, threads=2), **limits)
 
 
@@ -55,23 +72,27 @@ def together(d: Drive, requests: list[tuple[list[int], Sampling, int]]) -> Bits:
 
 
 @pytest.fixture(scope="module")
-def alone(decoder: Decoder, requests: list[tuple[list[int], Sampling, int]]) -> Bits:
+def alone(decoder: Decoder | Packed, requests: list[tuple[list[int], Sampling, int]]) -> Bits:
     return [together(drive(decoder), [request])[0] for request in requests]
 
 
-def test_batched_then_warm(decoder: Decoder, requests: list[tuple[list[int], Sampling, int]], alone: Bits) -> None:
+def test_batched_then_warm(
+    decoder: Decoder | Packed, requests: list[tuple[list[int], Sampling, int]], alone: Bits
+) -> None:
     d = drive(decoder)
     assert together(d, requests) == alone
     assert together(d, requests) == alone
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_chunked(decoder: Decoder, requests: list[tuple[list[int], Sampling, int]], alone: Bits, chunk: int) -> None:
+def test_chunked(
+    decoder: Decoder | Packed, requests: list[tuple[list[int], Sampling, int]], alone: Bits, chunk: int
+) -> None:
     assert together(drive(decoder, chunk_tokens=chunk, overlap=chunk != 7), requests) == alone
 
 
 def test_retracted_and_evicted_again_and_again(
-    decoder: Decoder, requests: list[tuple[list[int], Sampling, int]], alone: Bits
+    decoder: Decoder | Packed, requests: list[tuple[list[int], Sampling, int]], alone: Bits
 ) -> None:
     d = drive(decoder)
 
@@ -88,7 +109,7 @@ def test_retracted_and_evicted_again_and_again(
     assert [d[name, "0.1"].bits for name in names] == alone
 
 
-def test_fork_siblings(decoder: Decoder, requests: list[tuple[list[int], Sampling, int]], alone: Bits) -> None:
+def test_fork_siblings(decoder: Decoder | Packed, requests: list[tuple[list[int], Sampling, int]], alone: Bits) -> None:
     prompt, sampling, seed = requests[1]
     d = drive(decoder)
     into = ("0.1.b0", "0.1.b1", "0.1.b2")

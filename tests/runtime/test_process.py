@@ -18,7 +18,9 @@ import pytest
 
 import ramet as rt
 from ramet.frontend.backends.engine import Engine
+from ramet.frontend.errors import EngineError
 from ramet.runtime import messages as m
+from ramet.runtime import native
 from ramet.runtime.ports import ProcessLink
 from ramet.runtime.start import configure
 
@@ -274,7 +276,9 @@ def test_orders_to_nobody_are_lost_without_a_word() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"dtype": "int4"}, "dtype='int4': choose auto, float32 or bfloat16"),
+        ({"dtype": "int2"}, "dtype='int2': choose auto, float32 or bfloat16"),
+        ({"dtype": "int4", "device": "cuda"}, "dtype='int4': is for device='cpu'; on cuda choose weights='int4'"),
+        ({"dtype": "int8", "threads": 10**6}, "threads"),
         ({"kv_tokens": 10**10}, "kv_tokens=10000000000: .* ask for at most [0-9]+ tokens"),
         ({"kv_tokens": -1}, "kv_tokens=-1: must be an integer of at least 0"),
         ({"kv_token": 5}, "kv_token=5: no such engine option; did you mean kv_tokens"),
@@ -345,3 +349,35 @@ def test_a_wrong_option_is_named_with_its_value(options: dict[str, object], says
     with pytest.raises(rt.EngineError) as caught:
         rt.Engine("random:tiny", **options)
     assert str(caught.value) == says
+
+
+@pytest.mark.parametrize("in_process", [False, True])
+def test_the_native_kernels_serve_whole_programs(in_process: bool) -> None:
+    """Forks, choices, constraints and joins with weights in 8 bits."""
+
+    @rt.function(temperature=0)
+    def program(s: rt.State) -> tuple[list[str], str, str]:
+        s += "A list of words:"
+        branches = s.fork(3)
+        for index, branch in enumerate(branches):
+            branch += f" {index}"
+            branch.gen(name="word", max_tokens=5)
+        s += " and"
+        number = s.gen(regex="[0-9]{3}")
+        choice = s.select(["red", "green"])
+        return branches.gather("word"), number.get(), choice.get()
+
+    found = []
+    for threads in (1, 2):
+        with Engine("random:tiny", dtype="int8", threads=threads, kv_tokens=2048, in_process=in_process) as engine:
+            assert engine.info()["dtype"] == "int8"
+            found.append(program.using(backend=engine)().result(timeout=WAIT))
+    assert found[0] == found[1]
+    words, number, choice = found[0]
+    assert len(words) == 3 and number.isdigit() and choice in ("red", "green")
+
+
+def test_where_the_native_kernels_are_missing_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: "they were not built: there was no compiler")
+    with pytest.raises(EngineError, match="dtype='int8': needs the native kernels: they were not built"):
+        Engine("random:tiny", dtype="int8", in_process=True)

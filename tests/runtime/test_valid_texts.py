@@ -291,3 +291,9 @@ def test_every_text_is_valid_or_the_beginning_of_one(engine: Engine) -> None:
 @pytest.mark.parametrize("seed", range(2, 8))
 def test_every_text_of_many_more_is_valid(engine: Engine, seed: int) -> None:
     hold(engine, 2 * GENERATIONS, seed)
+
+
+@pytest.mark.parametrize("pattern", [r"(\w{1,50}\s){1,50}", r"(?i)[^\W\d_]{1,100}(\s[^\W\d_]{1,100}){0,50}"])
+def test_what_would_fill_the_engines_lexer_is_refused(engine: Engine, pattern: str) -> None:
+    with pytest.raises(ConstraintError, match=r"^regex=.*\(limit: "):
+        engine._client.compiler.compile(ir.Regex(pattern))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("triton")
 
-from ramet.kernels import cpu
+from ramet.kernels.cpu import operations as cpu
 from ramet.kernels.ops import Ops
 from ramet.kernels.triton import TritonOps
 from ramet.kernels.triton.work import LENGTH

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
+from llguidance import LLParserLimits
 
 from ramet.frontend.errors import EngineError
-from ramet.runtime.grammar.automaton import DEAD_END, HEADER, GrammarCache, LLAutomaton
+from ramet.runtime.grammar import automaton as automaton_module
+from ramet.runtime.grammar.automaton import DEAD_END, HEADER, WORN_SECONDS, GrammarCache, LLAutomaton
 from ramet.runtime.grammar.base import GrammarError
 from ramet.runtime.grammar.tokens import EXACT, Lexicon, Speller
 
@@ -178,6 +182,63 @@ def test_ambiguous_grammars_that_become_too_slow_end_with_an_error(cache: Gramma
     with pytest.raises(GrammarError):
         automaton.mask(out)
     assert not out.any()
+
+
+def small_lexers(patch: pytest.MonkeyPatch, states: int) -> None:
+    """Lexers of few states."""
+    patch.setattr(
+        automaton_module,
+        "parser_limits",
+        lambda most=0: LLParserLimits(max_lexer_states=states, initial_lexer_fuel=100_000, step_lexer_fuel=100_000),
+    )
+
+
+MANY = "start: /(.*a.{12}b.*|[ab]*c.{9}d.*)/"  # a state for each set of places where an `a` stands
+
+
+def test_texts_do_not_fail_for_what_others_made_of_their_lexer(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_lexers(monkeypatch, 1200)
+    cache, out, rng = GrammarCache(TOKENS, VOCAB, EOS_IDS), row(), random.Random(4)
+    begun(cache, MANY)
+    (first,) = cache._prototypes.values()
+    open_ones = [begun(cache, MANY) for _ in range(4)]
+    texts: list[list[int]] = [[] for _ in open_ones]
+    for _ in range(60):
+        for automaton, text in zip(open_ones, texts, strict=True):
+            automaton.mask(out)
+            text.append(rng.choice(sorted(bits(out) & {*b"abcd"})))
+            automaton.advance(text[-1:])
+    assert [*cache._prototypes.values()] != [first]  # one lexer had not been enough
+    fresh = begun(cache, MANY)
+    fresh.mask(out)
+    for automaton, text in zip(open_ones, texts, strict=True):
+        alone = begun(cache, MANY)
+        alone.advance(text)
+        assert mask_of(alone) == mask_of(automaton)
+        automaton.rollback(30)
+        alone.rollback(30)
+        assert mask_of(alone) == mask_of(automaton) == mask_of(automaton.copy())
+
+
+def test_a_text_that_fills_lexers_by_itself_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_lexers(monkeypatch, 60)
+    cache, out, rng = GrammarCache(TOKENS, VOCAB, EOS_IDS), row(), random.Random(4)
+    automaton = begun(cache, MANY)
+    with pytest.raises(GrammarError, match="too costly"):
+        spend(automaton, [rng.choice(b"ab") for _ in range(500)], out)
+    begun(cache, MANY).mask(out)  # others go on
+
+
+def test_a_prototype_that_much_was_made_of_gives_way(cache: GrammarCache) -> None:
+    begun(cache, "start: /abc/")
+    (first,) = cache._prototypes.values()
+    begun(cache, "start: /abc/")
+    assert [*cache._prototypes.values()] == [first]
+    before = cache.bytes
+    first.worn = 2 * WORN_SECONDS
+    assert cache.bytes > before
+    assert begun(cache, "start: /abc/").forced() == b"abc"
+    assert [*cache._prototypes.values()] != [first] and cache.bytes == before
 
 
 def test_without_end_tokens_a_text_still_completes() -> None:

@@ -1,0 +1,15 @@
+// The kernels of one level; its compiler flags are in sources.py.
+#if defined(__x86_64__)
+#include "simd_avx512.h"
+#include "gemm.h"
+#include "unpack.h"
+#include "rows.h"
+#include "attend.h"
+#include "forward.h"
+
+namespace ramet {
+
+const Kernels kernels_avx512 = {forward, product_of};
+
+}  // namespace ramet
+#endif

@@ -1,0 +1,13 @@
+// The kernels of one level; its compiler flags are in sources.py.
+#include "simd_portable.h"
+#include "gemm.h"
+#include "unpack.h"
+#include "rows.h"
+#include "attend.h"
+#include "forward.h"
+
+namespace ramet {
+
+const Kernels kernels_portable = {forward, product_of};
+
+}  // namespace ramet

@@ -1,0 +1,47 @@
+// Threads that share one computation. In: a function for all threads. Out: it has run on each of them. Inside it, claim
+// hands out indices and meet is a barrier; who waits spins for some microseconds and then blocks.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace ramet {
+
+class Team {
+   public:
+    explicit Team(int threads);  // the caller of run is one of them; throws std::system_error
+    ~Team();
+    Team(const Team &) = delete;
+    Team &operator=(const Team &) = delete;
+
+    int threads() const { return threads_; }
+    // body(context, thread) on every thread, 0 being the caller's; returns when all are done.
+    void run(void (*body)(void *, int), void *context);
+    // The first of `unit` indices that nobody else has in this phase.
+    int64_t claim(int64_t unit);
+    // Wait for all threads. The last one to arrive calls `last` (null: nothing) before any of them goes on.
+    void meet(void (*last)(void *), void *context);
+
+   private:
+    void serve(int thread);
+    void wait_beyond(const std::atomic<uint64_t> &counter, uint64_t seen);
+    void advance(std::atomic<uint64_t> &counter);
+
+    const int threads_;
+    std::vector<std::thread> workers_;
+    alignas(64) std::atomic<int64_t> next_{0};
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<uint64_t> phase_{0}, job_{0};
+    alignas(64) std::atomic<int> sleepers_{0};
+    std::mutex mutex_;
+    std::condition_variable woken_;
+    void (*body_)(void *, int) = nullptr;
+    void *context_ = nullptr;
+    std::atomic<bool> over_{false};
+};
+
+}  // namespace ramet
