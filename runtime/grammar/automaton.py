@@ -103,18 +103,25 @@ class LLAutomaton:
         self._renew = renew
         self._renewals = 0
         self._followed: list[int] = []
+        self._allowed: U32 | None = None  # what may follow here, once somebody has asked
         self._slow = 0
 
     def mask(self, out: U32) -> None:
         """Write the tokens that may follow into `out` `[>= ceil(V/32)]`; what it has beyond the vocabulary is zeroed.
         Raises `GrammarError` (and `out` is all zeros) after a limit, or where nothing may follow: a dead end."""
-        size = len(self._lexicon.allowed)
         out[:] = 0
-        self._lasting(self._fill)
-        row = out[:size]
-        np.bitwise_and(self._scratch[:size], self._lexicon.allowed, out=row)
+        row = self._here()
         if not row.any():
             raise GrammarError(DEAD_END)
+        out[: len(row)] = row
+
+    def _here(self) -> U32:
+        """The tokens that may follow, `[ceil(V/32)]`; computed once at each place, for whether it is the end and for
+        the mask."""
+        if self._allowed is None:
+            self._lasting(self._fill)
+            self._allowed = self._scratch[: len(self._lexicon.allowed)] & self._lexicon.allowed
+        return self._allowed
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Follow `tokens`; when one is not allowed, none is followed and `GrammarError` is raised."""
@@ -132,6 +139,8 @@ class LLAutomaton:
             self._fill()  # a full lexer refuses a token before it says why
             raise GrammarError(f"token {tokens[taken]} is not allowed after {len(self._followed) + taken} tokens")
         self._followed += tokens
+        if tokens:
+            self._allowed = None
 
     def rollback(self, count: int) -> None:
         """Take the last `count` tokens back, also those that completed the text. Raises `GrammarError`."""
@@ -141,6 +150,7 @@ class LLAutomaton:
             if not self._matcher.rollback(count):
                 raise GrammarError(_why(self._matcher))
             del self._followed[-count:]
+            self._allowed = None
 
     def forced(self) -> bytes:
         """What must follow: b"" where there is a choice, the end of the text being one. It may end inside a
@@ -164,9 +174,7 @@ class LLAutomaton:
             return False
         if self._matcher.is_stopped():
             return True
-        self._lasting(self._fill)
-        size = len(self._lexicon.allowed)
-        return not (self._scratch[:size] & self._lexicon.allowed & ~self._lexicon.ends).any()
+        return not (self._here() & ~self._lexicon.ends).any()
 
     def copy(self) -> LLAutomaton:
         """Another one at the same place; it costs some 10 to 100 us, more the more states were seen."""
