@@ -37,6 +37,7 @@ from ramet.runtime.sizing import (
 
 _KV = np.dtype(np.uint16)  # bfloat16, whatever the weights are
 _SHARED = 64  # new tokens of the longest segment whose prefix is read together with its siblings'
+_ALONE: tuple[I32, ...] = (np.zeros(1, np.int32), *(np.zeros(0, np.int32) for _ in range(3)))  # no groups
 _KEPT = 64 << 20  # bytes of logits that are kept for later batches; larger ones are rare
 
 
@@ -97,7 +98,7 @@ class NativeRunner:
         if flight.logits is None:
             return
         draws, targets = flight.batch.draws, flight.batch.targets
-        flight.drawn = draw(flight.logits, draws, flight.at, targets, flight.target_at, masks)
+        flight.drawn = draw(flight.logits, draws, flight.at, targets, flight.target_at, masks, self._pool)
         # a draw that failed (-1) must not break the next batch, which is launched before the failure is read
         self._last[draws.into] = flight.drawn.tokens.clip(0)
         self._keep(flight.logits)
@@ -165,22 +166,18 @@ def _weight(weights: Packed, name: str) -> library.Weight:
 
 def _ragged(batch: Batch, tokens: I32, rows: I32) -> library.Ragged:
     """The batch as the kernels take it; the structure keeps its arrays."""
+    flat = (tokens, batch.positions, batch.slots, batch.qo_indptr, batch.kv_indptr, batch.kv_indices, rows)
     shared = groups.find(batch, block=library.BLOCK, most=_SHARED) if batch.segments > 1 else ()
+    if not shared:
+        return library.ragged(len(tokens), batch.segments, len(rows), 0, (*flat, *_ALONE))
     members = [group.segments for group in shared]
-    arrays = (
-        tokens,
-        batch.positions,
-        batch.slots,
-        batch.qo_indptr,
-        batch.kv_indptr,
-        batch.kv_indices,
-        rows,
+    grouped = (
         np.cumsum([0, *map(len, members)]),
-        np.concatenate(members) if members else np.zeros(0, np.int32),
+        np.concatenate(members),
         np.array([group.start for group in shared]),
         np.array([group.stop for group in shared]),
     )
-    return library.ragged(len(tokens), batch.segments, len(rows), len(shared), arrays)
+    return library.ragged(len(tokens), batch.segments, len(rows), len(shared), (*flat, *grouped))
 
 
 def available() -> str:

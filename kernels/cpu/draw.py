@@ -1,13 +1,15 @@
 """Logits to tokens on the CPU, one row at a time: a draw's bits cannot depend on its neighbours.
 
-In: logits `[U, V] float32`, what to draw and what to score. Out: `Samples`, by numpy alone. Greedy rows cost an argmax;
-a row pays for noise, penalties, truncation and logprobs only when it asks for them. The distribution is
-`reference.probabilities`.
+In: logits `[U, V] float32`, what to draw and what to score. Out: `Samples`, by numpy or the native kernels (`Chooser`).
+Greedy rows cost an argmax; a row pays for noise, penalties, truncation and logprobs only when it asks for them. The
+distribution is `reference.probabilities`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,21 +25,69 @@ _NEVER = np.float32(-np.inf)
 _SPAN = 256  # tokens whose probabilities are summed first, so that the draw reads the vocabulary once
 
 
-def draw(rows: F32, draws: Draws, at: I32, targets: Targets, target_at: I32, masks: Masks) -> Samples:
+class Chooser(Protocol):
+    """The two passes over the vocabulary."""
+
+    def choose(self, rows: Sequence[F32], allowed: Sequence[U32 | None], draws: Draws, noise: F64) -> I32:
+        """A token of each of `rows` (`[V] float32`) under the parameters of its draw, of those with a bit in `allowed`;
+        -1 where a nan is among them or the largest is not finite. `noise` `[R]` is uniform in [0, 1)."""
+        ...
+
+    def normalisers(self, rows: Sequence[F32]) -> F64:
+        """`log(sum(exp(x)))` of each row; nan where that is no number."""
+        ...
+
+
+class NumpyChooser:
+    """A `Chooser` by numpy: the definition, and what serves where there are no native kernels."""
+
+    def choose(self, rows: Sequence[F32], allowed: Sequence[U32 | None], draws: Draws, noise: F64) -> I32:
+        """See `Chooser`."""
+        tokens = np.zeros(len(rows), np.int32)
+        for r, (row, words) in enumerate(zip(rows, allowed, strict=True)):
+            # a boolean index takes up to six times as long as where
+            x = row if words is None else np.where(unpacked(words, len(row)), row, _NEVER)
+            tokens[r] = _draw(x, r, draws, float(noise[r]))
+        return tokens
+
+    def normalisers(self, rows: Sequence[F32]) -> F64:
+        """See `Chooser`."""
+        return np.array([_normaliser(row) for row in rows], np.float64)
+
+
+def draw(
+    rows: F32,
+    draws: Draws,
+    at: I32,
+    targets: Targets,
+    target_at: I32,
+    masks: Masks,
+    chooser: Chooser | None = None,
+) -> Samples:
     """Draw tokens and score targets, as `Ops.sample` says it, from `rows` `[U, V] float32`, which is only read."""
-    edits = _Edits(draws, masks)
+    chooser = chooser or NumpyChooser()
+    edits, allowed = _Edits(draws, masks), dict(masks.allowed)
     noise = uniforms(draws.seeds, draws.positions) if (draws.temperature > 0).any() else np.zeros(len(draws))
-    tokens = np.zeros(len(draws), np.int32)
-    for r in range(len(draws)):
-        tokens[r] = _draw(edits.apply(r, rows[at[r]]), r, draws, float(noise[r]))
-    scores = _Scores(rows)
+    count = range(len(draws))
+    edited = [edits.apply(r, rows[at[r]]) for r in count]
+    tokens = chooser.choose(edited, [allowed.get(r) for r in count], draws, noise)
+    told = (draws.logprobs >= 0) & (tokens >= 0)
+    if not len(target_at) and not told.any():  # the usual case, in a third of the time
+        nowhere = np.full(len(draws), np.nan, np.float32), *_nothing(len(draws))
+        return Samples(tokens, *nowhere, np.zeros(0, np.float32), *_nothing(0))
+    scores = _Scores(rows, np.concatenate((at[told], target_at)), chooser)
     own = np.full(len(draws), np.nan, np.float32)
-    for r in np.flatnonzero((draws.logprobs >= 0) & (tokens >= 0)).tolist():
+    for r in np.flatnonzero(told).tolist():
         own[r] = scores.logprob(int(at[r]), int(tokens[r]))
     ids, tops = scores.alternatives(np.where(tokens >= 0, draws.logprobs, 0).astype(np.int32), at)
     scored = [scores.logprob(int(row), int(token)) for row, token in zip(target_at, targets.tokens, strict=True)]
     asked = targets.top if len(targets.top) else np.zeros(len(scored), np.int32)
     return Samples(tokens, own, ids, tops, np.array(scored, np.float32), *scores.alternatives(asked, target_at))
+
+
+def _nothing(count: int) -> tuple[I32, F32]:
+    """No alternatives of `count` rows."""
+    return np.zeros((count, 0), np.int32), np.zeros((count, 0), np.float32)
 
 
 def unpacked(words: U32, vocab: int) -> NDArray[np.bool_]:
@@ -46,28 +96,25 @@ def unpacked(words: U32, vocab: int) -> NDArray[np.bool_]:
 
 
 class _Edits:
-    """Penalties, bias and constraints by draw."""
+    """Penalties and bias by draw."""
 
     def __init__(self, draws: Draws, masks: Masks) -> None:
         self._draws = draws
         self._history = {r: (tokens, own) for r, tokens, own in masks.history}
-        self._allowed = dict(masks.allowed)
         self._bias: dict[int, list[tuple[I32, F32]]] = {}
         for r, tokens, values in draws.bias:
             self._bias.setdefault(r, []).append((tokens, values))
 
     def apply(self, r: int, row: F32) -> F32:
         """The logits from which draw r is made: `row` itself when nothing changes, else a copy."""
-        history, bias, allowed = self._history.get(r), self._bias.get(r), self._allowed.get(r)
-        if history is None and bias is None and allowed is None:
+        history, bias = self._history.get(r), self._bias.get(r)
+        if history is None and bias is None:
             return row
-        x = row.copy() if history is not None or bias is not None else row
+        x = row.copy()
         if history is not None:
             self._penalise(r, x, *history)
         for tokens, values in bias or ():
             np.add.at(x, tokens, values)
-        if allowed is not None:
-            x = np.where(unpacked(allowed, len(x)), x, _NEVER)  # a boolean index takes up to six times as long
         return x
 
     def _penalise(self, r: int, x: F32, tokens: I32, own: int) -> None:
@@ -81,23 +128,17 @@ class _Edits:
 
 
 class _Scores:
-    """Log-probabilities of rows of logits; each row's normaliser is computed once."""
+    """Log-probabilities of the rows `wanted` of the logits `rows`; each row's normaliser is computed once."""
 
-    def __init__(self, rows: F32) -> None:
+    def __init__(self, rows: F32, wanted: I32, chooser: Chooser) -> None:
         self._rows = rows
-        self._norms: dict[int, float] = {}
+        found = np.unique(wanted).tolist()
+        norms = chooser.normalisers([rows[row] for row in found]) if found else ()
+        self._norms = {int(row): float(norm) for row, norm in zip(found, norms, strict=True)}
 
     def logprobs(self, row: int, tokens: I64) -> F32:
         """float32 log softmax of row `row` at `tokens`."""
-        norm = self._norms.get(row)
-        if norm is None:
-            x = self._rows[row]
-            peak = x.max()
-            norm = (
-                float(peak) + math.log(float(np.exp(x - peak).sum(dtype=np.float64))) if np.isfinite(peak) else math.nan
-            )
-            self._norms[row] = norm
-        found: F32 = (self._rows[row, tokens].astype(np.float64) - norm).astype(np.float32)
+        found: F32 = (self._rows[row, tokens].astype(np.float64) - self._norms[row]).astype(np.float32)
         return found
 
     def logprob(self, row: int, token: int) -> np.float32:
@@ -115,6 +156,11 @@ class _Scores:
             best = top(self._rows[row], min(int(wanted[n]), self._rows.shape[1]))
             ids[n, : len(best)], values[n, : len(best)] = best, self.logprobs(row, best)
         return ids, values
+
+
+def _normaliser(x: F32) -> float:
+    peak = x.max()
+    return float(peak) + math.log(float(np.exp(x - peak).sum(dtype=np.float64))) if np.isfinite(peak) else math.nan
 
 
 def _draw(x: F32, r: int, draws: Draws, u: float) -> int:

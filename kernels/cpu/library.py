@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 
 from ramet.frontend.errors import EngineError, ModelError
 from ramet.kernels.cpu.sources import LIBRARY
+from ramet.runtime.batch import Draws
 
 U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
+U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 
 ABI = 1
 BLOCK = 64  # positions of a KV block; groups start and stop at multiples of it
@@ -119,6 +122,24 @@ def ragged(tokens: int, segments: int, rows: int, groups: int, arrays: Sequence[
     made = Ragged(tokens, segments, rows, groups, indices, members, *(array.ctypes.data for array in kept))
     made.arrays = kept
     return made
+
+
+_DRAWS = (
+    ("temperature", np.float32),
+    ("top_p", np.float32),
+    ("min_p", np.float32),
+    ("top_k", np.int32),
+    ("uniform", np.float64),
+)
+
+
+class Drawn(c.Structure):
+    """`RametDraws`."""
+
+    _fields_ = (
+        *((name, c.c_int64) for name in ("count", "vocab")),
+        *((name, c.c_void_p) for name in ("logits", "allowed", *(name for name, _ in _DRAWS), "token", "normaliser")),
+    )
 
 
 class Memory:
@@ -245,6 +266,37 @@ class Pool:
         )
         self.lib.check(code, f"a forward of {batch.tokens} tokens")
 
+    def choose(self, rows: Sequence[F32], allowed: Sequence[U32 | None], draws: Draws, noise: F64) -> I32:
+        """See `draw.Chooser`: a token of each row, the draws shared out to the threads."""
+        tokens = np.full(len(rows), -1, np.int32)
+        if not rows:
+            return tokens
+        vocab = _vocab(rows)
+        for words in allowed:
+            if words is not None:
+                _sized("allowed", words, -(-vocab // 32) * 4)
+        fields = {"temperature": draws.temperature, "top_p": draws.top_p, "min_p": draws.min_p}
+        given = {**fields, "top_k": draws.top_k, "uniform": noise}
+        arrays = {name: np.ascontiguousarray(given[name], kind) for name, kind in _DRAWS}
+        for name, array in arrays.items():
+            _sized(name, array, len(rows) * array.itemsize)
+        words_at = _addresses(allowed) if any(words is not None for words in allowed) else None
+        self._draw(rows, vocab, token=tokens, allowed=words_at, **arrays)
+        return tokens
+
+    def normalisers(self, rows: Sequence[F32]) -> F64:
+        """See `draw.Chooser`: the log of the sum of exp of each row."""
+        found = np.full(len(rows), np.nan, np.float64)
+        if rows:
+            self._draw(rows, _vocab(rows), normaliser=found)
+        return found
+
+    def _draw(self, rows: Sequence[F32], vocab: int, **arrays: NDArray[Any] | None) -> None:
+        logits = _addresses(rows)
+        places = {name: array.ctypes.data for name, array in arrays.items() if array is not None}
+        drawn = Drawn(count=len(rows), vocab=vocab, logits=logits.ctypes.data, **places)
+        self.lib.check(self.lib.handle.ramet_draw(self._open(), c.byref(drawn)), f"{len(rows)} draws")
+
     def _open(self) -> Any:
         if not self._end.alive:
             raise EngineError("the pool is closed: make another one")
@@ -267,6 +319,20 @@ def _sized(field: str, array: NDArray[Any], nbytes: int) -> None:
         raise ModelError(f"{field}: has {array.nbytes} bytes, contiguous or not, where {nbytes} contiguous are needed")
 
 
+def _vocab(rows: Sequence[F32]) -> int:
+    """Values of each of `rows`. Raises `ModelError` for rows of different lengths, or of another type than float32."""
+    vocab = len(rows[0])
+    for row in rows:
+        if row.shape != (vocab,) or row.dtype != np.float32 or not row.flags.c_contiguous:
+            raise ModelError(f"rows: have to be contiguous float32 of {vocab} values; one is {row.dtype} {row.shape}")
+    return vocab
+
+
+def _addresses(arrays: Sequence[NDArray[Any] | None]) -> NDArray[np.uint64]:
+    """Where each array begins; 0 for None."""
+    return np.array([0 if array is None else array.ctypes.data for array in arrays], np.uint64)
+
+
 def _declare(lib: Any) -> None:
     i, p = c.c_int64, c.c_void_p
     signatures: dict[str, tuple[Any, list[Any]]] = {
@@ -280,6 +346,7 @@ def _declare(lib: Any) -> None:
         "ramet_level": (i, [p]),
         "ramet_forward": (i, [p, p, p, p, p]),
         "ramet_check": (i, [p, p]),
+        "ramet_draw": (i, [p, p]),
         "ramet_weight_bytes": (i, [i, i, i]),
         "ramet_row_bytes": (i, [i, i]),
         "ramet_pack": (i, [p, i, i, i, p, i, p, i, p]),

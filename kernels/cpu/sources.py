@@ -28,7 +28,8 @@ LINK_FLAGS = ("-shared", "-pthread")
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 # GCC 12 warns of the undefined value that its own AVX-512 header passes where every lane is written.
-_AVX512 = (*_AVX2, "-Wno-maybe-uninitialized", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_QUIET = ("-Wno-maybe-uninitialized", "-Wno-uninitialized")
+_AVX512 = (*_AVX2, *_QUIET, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 _VNNI = (*_AVX512, "-mavx512vnni")
 
 # Sources that run on every CPU, then one for each level of instructions with the flags that only it may have.

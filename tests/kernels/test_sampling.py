@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from types import ModuleType
 
 import numpy as np
@@ -10,26 +11,63 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ramet.frontend.errors import EngineError, ModelError
 from ramet.kernels import reference
+from ramet.kernels.cpu import library
 from ramet.kernels.cpu import operations as cpu
-from ramet.kernels.cpu.draw import inverse_cdf, kept, top
+from ramet.kernels.cpu.draw import NumpyChooser, draw, inverse_cdf, kept, top
 from ramet.kernels.noise import mix, uniforms
 from ramet.kernels.ops import Drawn
-from ramet.runtime.batch import Masks, Targets
+from ramet.runtime.batch import Draws, Masks, Targets
 
 from .ragged import EMPTY, NO_TARGETS, draws, softmax, uniform_logits
 
-BOTH = pytest.mark.parametrize("impl", [reference, cpu], ids=["reference", "cpu"])
+
+class Native:
+    """Sampling by the native kernels at one level of instructions, on two threads."""
+
+    def __init__(self, level: str) -> None:
+        self.level = level
+
+    @cached_property
+    def pool(self) -> library.Pool:
+        return library.Pool(library.load(), 2, self.level)
+
+    def sample(
+        self, logits: torch.Tensor, made: Draws, at: np.ndarray, targets: Targets, target_at: np.ndarray, masks: Masks
+    ) -> Drawn:
+        """See `Ops.sample`."""
+        found = draw(logits.numpy(), made, at, targets, target_at, masks, self.pool)
+        arrays = (found.logprobs, found.top_ids, found.top_logprobs)
+        scored = (found.targets, found.target_ids, found.target_logprobs)
+        return Drawn(
+            torch.from_numpy(found.tokens.astype(np.int64)), *(torch.from_numpy(x) for x in (*arrays, *scored))
+        )
 
 
-def sample(impl: ModuleType, logits: np.ndarray, masks: Masks | None = None, **fields: object) -> Drawn:
+def native_levels() -> list[str]:
+    try:
+        return list(library.LEVELS[: library.LEVELS.index(library.load().level) + 1])
+    except ModelError:  # built without a compiler
+        return []
+
+
+Impl = ModuleType | Native
+LEVELS = native_levels()
+NATIVE = [Native(level) for level in LEVELS]
+BOTH = pytest.mark.parametrize(
+    "impl", [reference, cpu, *NATIVE], ids=["reference", "cpu", *(f"native {level}" for level in LEVELS)]
+)
+
+
+def sample(impl: Impl, logits: np.ndarray, masks: Masks | None = None, **fields: object) -> Drawn:
     rows = torch.from_numpy(np.atleast_2d(logits).astype(np.float32))
     count = len(np.atleast_1d(fields.get("positions", np.arange(len(rows)))))
     at = np.arange(count, dtype=np.int32) % len(rows)
     return impl.sample(rows, draws(range(count), **fields), at, NO_TARGETS, EMPTY, masks or Masks())
 
 
-def tokens(impl: ModuleType, logits: np.ndarray, masks: Masks | None = None, **fields: object) -> list[int]:
+def tokens(impl: Impl, logits: np.ndarray, masks: Masks | None = None, **fields: object) -> list[int]:
     return sample(impl, logits, masks, **fields).tokens.tolist()
 
 
@@ -68,7 +106,7 @@ def test_uniforms_take_every_seed_and_position() -> None:
 
 
 @BOTH
-def test_noise_is_a_function_of_seed_and_position(impl: ModuleType) -> None:
+def test_noise_is_a_function_of_seed_and_position(impl: Impl) -> None:
     logits = np.zeros((1, 50))
     many = tokens(impl, logits, temperature=1, seeds=[1, 2, 1, 1], positions=[5, 5, 5, 6])
     assert many[0] == many[2]
@@ -95,7 +133,7 @@ CASES = {
 
 @BOTH
 @pytest.mark.parametrize("case", CASES)
-def test_frequencies(impl: ModuleType, case: str) -> None:
+def test_frequencies(impl: Impl, case: str) -> None:
     fields, weights = CASES[case]
     wanted = np.array(weights) / np.sum(weights)
     count = 4000
@@ -165,7 +203,7 @@ def reference_set(x: np.ndarray, temperature: float, top_k: int, top_p: float, m
 
 
 @pytest.mark.parametrize("impl", [reference, cpu], ids=["reference", "cpu"])
-def test_ties_keep_the_lower_id(impl: ModuleType) -> None:
+def test_ties_keep_the_lower_id(impl: Impl) -> None:
     flat = np.zeros(300)
     assert tokens(impl, flat) == [0]
     assert set(tokens(impl, flat, temperature=1, top_k=3, positions=range(200))) == {0, 1, 2}
@@ -193,7 +231,7 @@ def test_inverse_cdf_reaches_both_ends_and_never_a_zero() -> None:
 
 
 @BOTH
-def test_penalties(impl: ModuleType) -> None:
+def test_penalties(impl: Impl) -> None:
     logits = np.array([2.0, 1.9, -1.0, 0.5])
     history = lambda own, *ids: Masks(history=((0, np.array(ids, np.int32), own),))  # noqa: E731
     assert tokens(impl, logits, history(1, 0)) == [0]
@@ -208,7 +246,7 @@ def test_penalties(impl: ModuleType) -> None:
 
 
 @BOTH
-def test_bias_and_constraint(impl: ModuleType) -> None:
+def test_bias_and_constraint(impl: Impl) -> None:
     logits = np.arange(70, dtype=np.float32)
     ban = (0, np.array([69, 68], np.int32), np.array([-np.inf, -np.inf], np.float32))
     lift = (0, np.array([3], np.int32), np.array([90], np.float32))
@@ -228,7 +266,7 @@ def test_bias_and_constraint(impl: ModuleType) -> None:
 
 @BOTH
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_a_draw_that_cannot_be_made_fails_alone(impl: ModuleType, temperature: float) -> None:
+def test_a_draw_that_cannot_be_made_fails_alone(impl: Impl, temperature: float) -> None:
     logits = np.zeros((4, 40), np.float32)
     logits[:, 7] = 50
     logits[1, 3] = np.nan
@@ -241,7 +279,7 @@ def test_a_draw_that_cannot_be_made_fails_alone(impl: ModuleType, temperature: f
 
 
 @BOTH
-def test_every_forbidden_token_but_one(impl: ModuleType) -> None:
+def test_every_forbidden_token_but_one(impl: Impl) -> None:
     logits = np.full(40, -np.inf)
     logits[11] = -80.0
     for fields in ({}, {"top_p": 0.5}, {"top_k": 5}, {"min_p": 0.5}, {"top_k": 5, "top_p": 0.1, "min_p": 1.0}):
@@ -249,7 +287,7 @@ def test_every_forbidden_token_but_one(impl: ModuleType) -> None:
 
 
 @BOTH
-def test_extreme_temperatures(impl: ModuleType) -> None:
+def test_extreme_temperatures(impl: Impl) -> None:
     logits = np.array([1.0, 3.0, 2.0])
     assert tokens(impl, logits, temperature=1e-30, positions=range(30)) == [1] * 30
     assert set(tokens(impl, logits, temperature=100, positions=range(300))) == {0, 1, 2}
@@ -259,7 +297,7 @@ def test_extreme_temperatures(impl: ModuleType) -> None:
 
 
 @BOTH
-def test_logprobs_are_of_the_model(impl: ModuleType) -> None:
+def test_logprobs_are_of_the_model(impl: Impl) -> None:
     logits = np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32) * 4
     wanted = np.log(softmax(logits.astype(np.float64)))
     bias = (0, np.array([5], np.int32), np.array([100], np.float32))
@@ -275,7 +313,7 @@ def test_logprobs_are_of_the_model(impl: ModuleType) -> None:
 
 
 @BOTH
-def test_targets(impl: ModuleType) -> None:
+def test_targets(impl: Impl) -> None:
     logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(0))
     targets = Targets(np.array([9, 4, 9], np.int32), np.array([0, 299, 7], np.int32))
     found = impl.sample(logits, draws([]), EMPTY, targets, np.array([1, 0, 1], np.int32), Masks())
@@ -287,7 +325,7 @@ def test_targets(impl: ModuleType) -> None:
 
 
 @BOTH
-def test_alternatives_of_targets(impl: ModuleType) -> None:
+def test_alternatives_of_targets(impl: Impl) -> None:
     """Each target has its own number, whatever the draws ask for; of equals the lower id first."""
     logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(1)).round(decimals=1)
     top = np.array([0, 3, 20, 40], np.int32)
@@ -305,10 +343,71 @@ def test_alternatives_of_targets(impl: ModuleType) -> None:
 
 
 @BOTH
-def test_several_draws_of_one_row(impl: ModuleType) -> None:
+def test_several_draws_of_one_row(impl: Impl) -> None:
     logits = torch.zeros(1, 1000)
     found = impl.sample(
         logits, draws([0] * 8, temperature=1, seeds=range(8)), np.zeros(8, np.int32), NO_TARGETS, EMPTY, Masks()
     )
     assert len(set(found.tokens.tolist())) > 5
     assert not logits.any()  # the logits themselves are never changed
+
+
+@pytest.mark.parametrize("native", NATIVE, ids=LEVELS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_native_draws_are_those_of_the_definition(native: Native, data: st.DataObject) -> None:
+    """Aimed at the middle of a token's share, so that rounding cannot decide: the same token."""
+    seed, vocab = data.draw(st.integers(0, 1 << 30)), data.draw(st.sampled_from([1, 31, 64, 100, 777, 4096]))
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal(vocab) * data.draw(st.sampled_from([0.1, 1.0, 6.0]))).astype(np.float32)
+    if data.draw(st.booleans()):  # many equals
+        x = np.round(x).astype(np.float32)
+    words, allowed = None, np.ones(vocab, bool)
+    if data.draw(st.booleans()):
+        allowed = random.random(vocab) < data.draw(st.sampled_from([0.02, 0.5, 0.98]))
+        allowed[random.integers(vocab)] = True
+        words = bits(vocab, *np.flatnonzero(allowed))
+    masked = np.where(allowed, x, np.float32(-np.inf))
+    temperature = data.draw(st.sampled_from([0.2, 1.0, 3.0]))
+    k, p = data.draw(st.sampled_from([0, 2, 7, 50, 5000])), data.draw(st.sampled_from([0.01, 0.3, 0.9, 0.999, 1.0]))
+    least = data.draw(st.sampled_from([0.0, 0.01, 0.3, 1.0]))
+    p, least = float(np.float32(p)), float(np.float32(least))  # as draws hold them
+    share = truncated(masked, temperature, k, p, least)
+    target = int(random.choice(vocab, p=share / share.sum()))
+    u = min(float(share[:target].sum() + share[target] / 2), 1 - 1e-9)
+    if share[target] < 1e-4:
+        return
+    one = draws([0], temperature=[temperature], top_k=[k], top_p=[p], min_p=[least])
+    for chooser in (native.pool, NumpyChooser()):
+        assert chooser.choose([x], [words], one, np.array([u])).tolist() == [target]
+
+
+@pytest.mark.parametrize("native", NATIVE, ids=LEVELS)
+def test_native_draws_do_not_depend_on_their_neighbours(native: Native) -> None:
+    random = np.random.default_rng(0)
+    rows = [(random.standard_normal(5000) * 3).astype(np.float32) for _ in range(24)]
+    noise = random.random(24)
+    fields = {"temperature": [1.0] * 24, "top_k": [0, 40, 0] * 8, "top_p": [1.0, 0.9] * 12}
+    fields["min_p"] = [0.0, 0.0, 0.0, 0.1] * 6
+    together = native.pool.choose(rows, [None] * 24, draws(range(24), **fields), noise).tolist()
+    alone = []
+    for r in range(24):
+        one = draws([0], **{name: [values[r]] for name, values in fields.items()})
+        alone += native.pool.choose([rows[r]], [None], one, noise[r : r + 1]).tolist()
+    assert together == alone
+    assert len(set(together)) > 5
+
+
+@pytest.mark.skipif(not NATIVE, reason="built without a compiler")
+def test_native_draws_refuse_what_does_not_fit() -> None:
+    pool, row = NATIVE[0].pool, np.zeros(40, np.float32)
+    with pytest.raises(ModelError, match="rows: have to be contiguous float32 of 40"):
+        pool.choose([row, row[:8]], [None, None], draws(range(2)), np.zeros(2))
+    with pytest.raises(ModelError, match="allowed: has 4 bytes"):
+        pool.choose([row], [np.zeros(1, np.uint32)], draws([0]), np.zeros(1))
+    with pytest.raises(EngineError, match="an index or an offset of the batch"):
+        pool.choose([row], [None], draws([0], temperature=[-1.0]), np.zeros(1))
+    never = draws([0], temperature=[1.0], top_p=[0.0])
+    assert pool.choose([np.arange(40, dtype=np.float32)], [None], never, np.array([0.99])).tolist() == [39]
+    assert pool.choose([], [], draws([]), np.zeros(0)).tolist() == []
+    assert pool.normalisers([np.zeros(40, np.float32)])[0] == pytest.approx(np.log(40), rel=1e-6)

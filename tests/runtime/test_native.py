@@ -255,7 +255,10 @@ def test_samples_are_those_of_torch_on_the_same_logits(weights: Packed) -> None:
     for name in ("tokens", "logprobs", "top_ids", "top_logprobs", "targets", "target_ids", "target_logprobs"):
         left, right = getattr(a, name), getattr(b, name)
         assert left.dtype == right.dtype
-        assert np.array_equal(left, right, equal_nan=True) if left.dtype.kind == "f" else np.array_equal(left, right)
+        if left.dtype.kind == "f":  # the sums over the vocabulary round differently
+            assert np.allclose(left, right, rtol=1e-6, atol=2e-6, equal_nan=True)
+        else:
+            assert np.array_equal(left, right)
 
 
 def test_batches_without_draws_or_tokens(weights: Packed) -> None:

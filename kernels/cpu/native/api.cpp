@@ -52,6 +52,12 @@ int64_t thread_bytes(const RametModel &model) {
     return round_up(most(block + rows + 1024, kRowChunk * kGroup * 4), 64);
 }
 
+// What draw.h lays out in scratch_at.
+int64_t draw_bytes(int64_t vocab) {
+    const int64_t padded = round_up(vocab, 64), spans = padded / 64;
+    return round_up(padded * (2 * 8 + 4) + 4096 * 8 + round_up(spans, 8) * 8 + spans * 4, 64);
+}
+
 namespace {
 
 const Kernels *kernels_of(int64_t level) {
@@ -315,6 +321,19 @@ int64_t ramet_linear(RametPool *pool, const RametWeight *weight, int64_t m, cons
         const int64_t bytes = acts_bytes(weight->kind, m, weight->k);
         if (!pool->arena.reserve(round_up(bytes, 64))) return RAMET_MEMORY;
         pool->kernels->linear(pool->team, *weight, m, x, y, pool->arena.take(bytes));
+        return RAMET_OK;
+    });
+}
+
+int64_t ramet_draw(RametPool *pool, const RametDraws *draws) {
+    if (!pool || !draws) return RAMET_NULL;
+    if (const int64_t code = check_draws(*draws)) return code;
+    const Turn turn(*pool);
+    if (!turn.mine()) return RAMET_BUSY;
+    return guarded([&]() -> int64_t {
+        const int64_t bytes = draw_bytes(draws->vocab), threads = pool->team.threads();
+        if (!pool->arena.reserve(threads * bytes)) return RAMET_MEMORY;
+        if (draws->count) pool->kernels->draw(pool->team, *draws, pool->arena.take(threads * bytes), bytes);
         return RAMET_OK;
     });
 }

@@ -6,10 +6,11 @@
 #include "rows.h"
 #include "attend.h"
 #include "forward.h"
+#include "draw.h"
 
 namespace ramet {
 
-const Kernels kernels_avx512_vnni = {forward, product_of};
+const Kernels kernels_avx512_vnni = {forward, product_of, draw};
 
 }  // namespace ramet
 #endif

@@ -5,9 +5,10 @@
 #include "rows.h"
 #include "attend.h"
 #include "forward.h"
+#include "draw.h"
 
 namespace ramet {
 
-const Kernels kernels_portable = {forward, product_of};
+const Kernels kernels_portable = {forward, product_of, draw};
 
 }  // namespace ramet

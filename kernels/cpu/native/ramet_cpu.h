@@ -121,6 +121,23 @@ typedef struct RametBatch {
     const int32_t *group_start, *group_stop;      /* [groups] */
 } RametBatch;
 
+/* Draws from rows of logits. Draw i takes row logits[i] (vocab values), of which allowed[i] (vocab bits, bit b of word w
+ * is token 32 w + b; null: all) may be chosen, and writes token[i]: -1 when a nan is among them or the largest of them
+ * is not finite. temperature 0, or top_k 1, takes the first of the largest; else the token is the first whose cumulated
+ * probability exceeds uniform[i], of those that top_k (0: all), then top_p, then min_p leave. normaliser[i] is the log
+ * of the sum of exp of the whole row, nan where that is no number. token or normaliser may be null: not wanted; for
+ * normalisers alone the arrays from allowed to uniform may be null. */
+typedef struct RametDraws {
+    int64_t count, vocab;
+    const float *const *logits;                /* [count] */
+    const uint32_t *const *allowed;            /* [count] or null */
+    const float *temperature, *top_p, *min_p;  /* [count] */
+    const int32_t *top_k;                      /* [count] */
+    const double *uniform;                     /* [count], 0 <= u < 1 */
+    int32_t *token;                            /* [count] */
+    double *normaliser;                        /* [count] */
+} RametDraws;
+
 typedef struct RametPool RametPool;
 
 RAMET_API int64_t ramet_abi_version(void);
@@ -143,6 +160,9 @@ RAMET_API int64_t ramet_forward(RametPool *pool, const RametModel *model, const 
                                 const RametBatch *batch, float *logits);
 /* RAMET_OK when model and cache are complete and fit together; what ramet_forward checks first. */
 RAMET_API int64_t ramet_check(const RametModel *model, const RametCache *cache);
+
+/* Draw tokens, the draws shared out to the pool's threads: each depends on nothing but its own row and parameters. */
+RAMET_API int64_t ramet_draw(RametPool *pool, const RametDraws *draws);
 
 /* Bytes of a packed weight, and of one source row of k values; 0 for a kind, type or size that does not exist. */
 RAMET_API int64_t ramet_weight_bytes(int64_t kind, int64_t n, int64_t k);

@@ -68,11 +68,13 @@ struct Step {
 struct Kernels {
     void (*forward)(Step &step);
     void (*linear)(Team &team, const RametWeight &weight, int64_t m, const float *x, float *y, void *acts);
+    void (*draw)(Team &team, const RametDraws &draws, char *memory, int64_t thread_bytes);
 };
 
 int64_t acts_bytes(int64_t kind, int64_t rows, int64_t k);
 Acts acts_at(void *memory, int64_t kind, int64_t rows, int64_t k);
 int64_t thread_bytes(const RametModel &model);
+int64_t draw_bytes(int64_t vocab);  // that a thread needs for drawing
 
 extern const Kernels kernels_portable;
 #if defined(__x86_64__)

@@ -142,6 +142,31 @@ void random_batch(RametPool *pool, const Case &c) {
         if (!std::isfinite(value)) must(-1, "logits that are not finite");
 }
 
+void random_draws(RametPool *pool) {
+    const int64_t count = pick(1, 9), vocab = pick(1, 700);
+    std::vector<float> logits(static_cast<size_t>(count * vocab)), temperature, top_p, min_p;
+    for (float &x : logits) x = static_cast<float>(pick(-300, 300)) / static_cast<float>(pick(1, 50));
+    std::vector<uint32_t> bits(static_cast<size_t>((vocab + 31) / 32), 0x5a5a5a5bu);
+    std::vector<const float *> rows;
+    std::vector<const uint32_t *> allowed;
+    std::vector<int32_t> top_k, token(static_cast<size_t>(count), -2);
+    std::vector<double> uniform, normaliser(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; i++) {
+        rows.push_back(logits.data() + i * vocab);
+        allowed.push_back(pick(0, 1) ? bits.data() : nullptr);
+        temperature.push_back(static_cast<float>(pick(0, 20)) / 10.0f);
+        top_p.push_back(static_cast<float>(pick(0, 4)) / 4.0f);
+        min_p.push_back(static_cast<float>(pick(0, 3)) / 10.0f);
+        top_k.push_back(static_cast<int32_t>(pick(0, 1) * pick(1, 800)));
+        uniform.push_back(static_cast<double>(pick(0, 999)) / 1000.0);
+    }
+    const RametDraws draws{count,        vocab,        rows.data(),  allowed.data(), temperature.data(), top_p.data(),
+                           min_p.data(), top_k.data(), uniform.data(), token.data(),   normaliser.data()};
+    must(ramet_draw(pool, &draws), "draw");
+    for (const int32_t id : token)
+        if (id < 0 || id >= vocab) must(-1, "a token that does not exist");
+}
+
 void random_blocks(RametPool *pool) {
     for (int64_t source = RAMET_FROM_F32; source <= RAMET_FROM_Q5_K; source++) {
         for (int64_t kind = RAMET_BF16; kind <= RAMET_INT4; kind++) {
@@ -166,6 +191,7 @@ int main() {
             for (int i = 0; i < 6; i++) {
                 const auto c = random_case(pool);
                 for (int j = 0; j < 4; j++) random_batch(pool, *c);
+                for (int j = 0; j < 20; j++) random_draws(pool);
             }
             ramet_pool_destroy(pool);
         }
