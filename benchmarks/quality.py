@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from ramet.kernels.cpu import library
 from ramet.runtime.batch import Batch, Draws, Targets
 from ramet.runtime.models import hub
+from ramet.runtime.models.tokenizer import load_tokenizer
 from ramet.runtime.native import NativeRunner, weights_of
 from ramet.runtime.packed import DTYPES
-from ramet.runtime.start import load_tokenizer
 
 WINDOW = 512
 TOPICS = ("specialnames", "compound", "types", "formatstrings")

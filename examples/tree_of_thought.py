@@ -1,7 +1,7 @@
 """Tree of thought: propose several next steps, rate each, go on from the best.
 
-Shows `fork` of a fork, a rating on a side branch (`copy`) that leaves no trace in the main one, and `adopt`.
-All proposals of a level decode together, then all ratings: two waits per level, whatever the width.
+Shows `tree_search`, with a judge that is asked on side branches and leaves no trace in the steps themselves. All
+proposals of a level and all their ratings are one submission, whatever the width.
 (Yao et al., "Tree of Thoughts: Deliberate Problem Solving with Large Language Models", 2023.)
 """
 
@@ -13,33 +13,26 @@ RATINGS = ["1", "2", "3", "4", "5"]
 
 
 def rate(thought: rt.State) -> rt.Value[str]:
-    """How promising the path is, judged on a branch of its own."""
-    judge = thought.copy()
-    judge.user("How promising are these steps? Answer with one number from 1 (bad) to 5 (very good).")
-    judge.assistant(rt.select("rating", choices=RATINGS))
-    return judge.value("rating")
+    """How promising the path is."""
+    thought.user("How promising are these steps? Answer with one number from 1 (bad) to 5 (very good).")
+    thought.assistant(rt.select("rating", choices=RATINGS))
+    return thought.value("rating")
 
 
 @rt.function(temperature=0.8)
 def tree_of_thought(
     s: rt.State, problem: str, depth: int = 2, width: int = 3, keep: int = 2, max_tokens: int = 40
 ) -> str:
-    """The final answer, after a beam search `depth` levels deep that keeps the `keep` best of all `width` proposals."""
+    """The final answer, after a search `depth` levels deep that goes on from the `keep` best of all proposals."""
     s.system("You solve problems step by step.")
     s.user(f"Problem: {problem}\nWe write down one short step at a time.")
     s.assistant("Good. I am ready for the first step.")
 
-    frontier = [s]
-    for level in range(1, depth + 1):
-        thoughts = [branch for state in frontier for branch in state.fork(width)]
-        for thought in thoughts:
-            thought.user(f"Write step {level} in one sentence.")
-            thought.reply(name="step", max_tokens=max_tokens, stop="\n")
-        ratings = rt.gather(*[rate(thought) for thought in thoughts])
-        best = sorted(range(len(thoughts)), key=lambda i: -int(ratings[i]))  # stable: ties keep their order
-        frontier = [thoughts[i] for i in best[:keep]]
+    def propose(branch: rt.State, level: int) -> rt.Value[str]:
+        branch.user(f"Write step {level + 1} in one sentence.")
+        return branch.reply(name="step", max_tokens=max_tokens, stop="\n")
 
-    s.adopt(frontier[0])
+    rt.tree_search(s, propose, n=width, depth=depth, keep=keep, judge=rate)
     s.user("Now state the final answer in one sentence.")
     return s.reply(name="answer", max_tokens=max_tokens, temperature=0).get()
 

@@ -132,7 +132,7 @@ class Batch(Generic[R]):
         """Cancel what runs and start nothing more."""
         self._cancelled = True
         for slot in self._slots:
-            if isinstance(slot, Run):
+            if slot is not None and not isinstance(slot, BaseException):
                 slot.cancel()
 
     def _results(self) -> list[R]:
@@ -150,7 +150,7 @@ class Batch(Generic[R]):
             if note not in getattr(error, "__notes__", ()):
                 error.add_note(note)
             return None, error
-        assert isinstance(slot, Run)
+        assert slot is not None and not isinstance(slot, BaseException)
         return slot.future.result(), None
 
     def _wait(self, ready: Callable[[], bool]) -> None:

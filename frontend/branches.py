@@ -269,3 +269,15 @@ def adopt(state: State, branch: State, where: str) -> None:
     for name, value in other.variables.items():
         if core.variables.get(name) is not value:
             core.define(name, value)
+
+
+def cancel(state: State, where: str) -> None:
+    """See `State.cancel`."""
+    core = state._core
+    if core.seq.parent is None:
+        raise StateError(
+            "cancel() stops a branch, and this is the program's own state: raise an exception, or cancel its Run",
+            where=where,
+        )
+    core.execution.cut(core.seq, "was cancelled")
+    core.execution.outbox.flush()

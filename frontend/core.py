@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from ramet.frontend.constraints import Wanted, read_text, wanted
+from ramet.frontend.constraints import Wanted, wanted
 from ramet.frontend.entries import Entry, Seq
 from ramet.frontend.errors import ConstraintError, StateError
 from ramet.frontend.execution import Execution
 from ramet.frontend.ir import Role, Select, SelectMethod, Tool
 from ramet.frontend.options import build
 from ramet.frontend.values import Value, listed
-from ramet.frontend.waiting import chain
 
 
 class Core:
@@ -107,9 +106,7 @@ class Core:
         """The value of a generation: its text, or what that is read as."""
         if want.read is None:
             return self._defined(name, entry, entry.future, timeout, where)
-        future: Future[Any] = Future()
-        chain(entry.future, future, lambda text: read_text(entry, want, text))
-        return self._defined(name, entry, future, timeout, where)
+        return self._defined(name, entry, self.execution.typed(entry, want), timeout, where)
 
     def select(self, name: str | None, choices: Sequence[str], method: SelectMethod, where: str) -> Value[str]:
         """Record a choice."""

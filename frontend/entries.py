@@ -6,11 +6,13 @@ Plain data: every change happens under the lock of the `Execution` that owns it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Literal
 
 from ramet.frontend.ir import AnyOp, Meta
+from ramet.frontend.readings import actor
 
 Kind = Literal["text", "role", "gen", "select", "fork", "join", "put", "close"]
 TAIL = 80  # characters of the prompt that an error shows
@@ -22,21 +24,31 @@ class Entry:
     `pieces` is the text that it adds, as far as known: constants, streamed text, and entries whose values are
     referred to. `complete` says that no piece will follow. `future` is done with the text that the backend (or the
     host) gives it. `root` is the earliest failed operation that its failure comes from (itself, if it is the first).
+
+    `actor` recorded it, at `recorded_at`; it left at `sent_at`. Of a host call `needs` are the operations whose values
+    are among its arguments, `begun` holds when it began, `done_at` is when it ended. Times are seconds of
+    `time.monotonic`, 0.0 is not yet.
     """
 
     __slots__ = (
+        "actor",
+        "begun",
         "complete",
+        "done_at",
         "error",
         "future",
         "id",
         "kind",
         "meta",
+        "needs",
         "op",
         "pieces",
         "read",
+        "recorded_at",
         "refs",
         "root",
         "sent",
+        "sent_at",
         "seq",
         "status",
         "var",
@@ -62,6 +74,12 @@ class Entry:
         self.root: Entry | None = None
         self.read = False
         self.sent = False
+        self.actor = actor()
+        self.recorded_at = time.monotonic()
+        self.sent_at = 0.0
+        self.done_at = 0.0
+        self.begun: list[float] = []
+        self.needs: tuple[str, ...] = ()
 
     def known_text(self) -> str:
         """The text that it adds, as far as it is known now."""

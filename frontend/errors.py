@@ -26,6 +26,11 @@ class DeviceLost(EngineError):
     for the next program."""
 
 
+class PlanError(RametError):
+    """A plan cannot be made, read or run as asked: an argument that it does not have, a file that was changed, a graph
+    break where there is no Python to go on."""
+
+
 class ProgramError(RametError):
     """Something in a user's program went wrong.
 
@@ -75,6 +80,13 @@ class GenerationError(ProgramError):
 
 class TransportError(GenerationError):
     """The engine or server was lost or could not be reached."""
+
+    status = 503
+    retryable = True
+
+
+class OverloadedError(GenerationError):
+    """Too much else is under way to take on this operation now; nothing is wrong with it, and it may be tried again."""
 
     status = 503
     retryable = True

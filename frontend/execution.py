@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import Any, NoReturn, cast
 
 from ramet.frontend.backends.base import Backend
+from ramet.frontend.constraints import Wanted, read_text
 from ramet.frontend.entries import Entry, Kind, Seq
 from ramet.frontend.errors import (
     Aborted,
@@ -39,7 +41,7 @@ from ramet.frontend.ir import (
 )
 from ramet.frontend.outbox import Outbox
 from ramet.frontend.record import Record, complete
-from ramet.frontend.waiting import Bell
+from ramet.frontend.waiting import Bell, chain
 from ramet.frontend.where import users_frames
 
 
@@ -161,6 +163,16 @@ class Execution:
         with self._locked():
             self._seal(seq)
 
+    def typed(self, entry: Entry, want: Wanted) -> Future[Any]:
+        """What a generation's text is read as."""
+        future: Future[Any] = Future()
+        chain(entry.future, future, lambda text: read_text(entry, want, text))
+        return future
+
+    def listing(self, futures: Sequence[Future[Any]]) -> Future[Any] | None:
+        """What a list of values is done with, where that is not when all of them are (in a trace, see `tracing`)."""
+        return None
+
     def close(self, seq: Seq, reason: str) -> None:
         """Say that nothing more comes for `seq`. Does nothing when it is closed or the program is over."""
         with self._locked():
@@ -179,6 +191,8 @@ class Execution:
             if self.record.cause is not None or self.record.ended is not None or self._body is not None:
                 return
             below = [s for path, s in self.record.seqs.items() if path == seq.path or path.startswith(seq.path + ".")]
+            for each in below:
+                each.closed = each.closed or reason
             running = [e for s in below for e in s.entries if e.status in ("recorded", "running")]
             for entry in running:
                 entry.read = True
@@ -219,6 +233,7 @@ class Execution:
         """The body is done; the program ends when the backend and the host have finished what was recorded."""
         with self._locked():
             self._body = (True, value)
+            self.record.body_ended = time.monotonic()
             for seq in self.record.seqs.values():
                 if seq.open_text is not None:  # nothing follows it: known here, of no use to the backend
                     seq.open_text.complete, seq.open_text.status = True, "done"
@@ -235,6 +250,7 @@ class Execution:
         error.__traceback__ = self._trace = users_frames(error)
         with self._locked():
             self._body = (False, error)
+            self.record.body_ended = time.monotonic()
         self.cancel(error)
         self._settle()
 
@@ -303,6 +319,7 @@ class Execution:
     def _computed(self, entry: Entry, source: Future[Any]) -> None:
         error = source.exception()
         with self._locked():
+            entry.done_at = time.monotonic()
             if error is None:
                 entry.pieces = [value if isinstance(value := source.result(), str) else str(value)]
                 entry.status = "done"

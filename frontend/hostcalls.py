@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -27,9 +28,10 @@ def call_host(
     needs: Sequence[Future[Any]],
     bound: Callable[[], tuple[list[Any], dict[str, Any]]],
     where: str,
+    begun: list[float],
 ) -> Future[Any]:
     """Run `fn(*args, **kwargs)` of `bound()` once all of `needs` are done. Fails with what a need failed with, else
-    with `ToolError` (the function's exception is its cause)."""
+    with `ToolError` (the function's exception is its cause). `begun` gets the time at which `fn` begins."""
     if not callable(fn):
         raise ConstraintError(f"{fn!r} cannot be called: give a function", where=where)
     future: Future[Any] = Future()
@@ -38,6 +40,7 @@ def call_host(
         return _tool_error(name, error, where, seq.path)
 
     def run_sync() -> None:
+        begun.append(time.monotonic())
         try:
             args, kwargs = bound()
             result = fn(*args, **kwargs)
@@ -47,6 +50,7 @@ def call_host(
             future.set_result(result)
 
     async def run_async() -> None:
+        begun.append(time.monotonic())
         try:
             args, kwargs = bound()
             result = await fn(*args, **kwargs)

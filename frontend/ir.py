@@ -233,7 +233,11 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an operation went. Token counts are of the one call: `prompt_tokens` is the whole prefix that a client
     without programs would have sent, `cached_tokens` those of it that this call did not compute; `forced_tokens` those
     of the completion that were known without a decode step of their own. Of a Gen with `Calls`, `content` is the text
-    beside the calls. The logprob of a token that was not sampled is nan."""
+    beside the calls. The logprob of a token that was not sampled is nan.
+
+    None where the backend does not tell: `computed_tokens` went through the model for this call, of them
+    `recomputed_tokens` again, since their KV had been given up; `retractions` counts how often it made room for others;
+    `first_token_seconds` count from its arrival, as `seconds` do; `memory_seconds` it waited for KV memory."""
 
     finish_reason: FinishReason = "stop"
     matched: str | int | None = None
@@ -252,6 +256,11 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_step: int = -1
     queued_seconds: float = 0.0
     seconds: float = 0.0
+    computed_tokens: int | None = None
+    recomputed_tokens: int | None = None
+    retractions: int | None = None
+    first_token_seconds: float | None = None
+    memory_seconds: float | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -303,21 +312,24 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     var: str = ""
 
 
-class Forked(msgspec.Struct, frozen=True, tag="forked"):
-    """A Fork was carried out."""
+class Forked(msgspec.Struct, frozen=True, tag="forked", omit_defaults=True):
+    """A Fork was carried out, after `tokens` tokens where the backend counts them."""
 
     op: str
     seq: str
     into: tuple[str, ...]
+    tokens: int | None = None
 
 
-class Joined(msgspec.Struct, frozen=True, tag="joined"):
-    """A Join was carried out; `text` is what it appended."""
+class Joined(msgspec.Struct, frozen=True, tag="joined", omit_defaults=True):
+    """A Join was carried out; `text` is what it appended, `tokens` how many tokens that is where the backend counts
+    them."""
 
     op: str
     seq: str
     branches: tuple[str, ...]
     text: str = ""
+    tokens: int | None = None
 
 
 class Rendered(msgspec.Struct, frozen=True, tag="rendered"):

@@ -82,6 +82,8 @@ class Outbox:
 
     @staticmethod
     def _behind(entry: Entry, blocked: set[str]) -> bool:
+        if isinstance(entry.op, Close) and entry.op.now:  # it stops its sequence, whatever waits there
+            return False
         joined = entry.op.branches if isinstance(entry.op, Join) else ()
         return entry.seq.path in blocked or any(path in blocked for path in joined)
 
@@ -170,6 +172,7 @@ class Outbox:
                 ops, self._ready = self._ready, []
             if not ops or self.session is None:
                 return
+            self._stamp(ops)
             gone: TransportError | None = None
             try:
                 self._send(ops)
@@ -178,6 +181,12 @@ class Outbox:
         if gone is not None:
             self._lost(gone)
         self._complete()
+
+    def _stamp(self, ops: list[AnyOp]) -> None:
+        now, entries = time.monotonic(), self._record.entries
+        for op in ops:
+            if (entry := entries.get(op.id)) is not None:  # not the Close of a branch that was collected
+                entry.sent_at = now
 
     def _send(self, ops: list[AnyOp]) -> None:
         assert self.session is not None, "the owner opens a session before anything is recorded"

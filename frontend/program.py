@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.batch import Batch, lazily
@@ -19,6 +19,9 @@ from ramet.frontend.options import SAMPLING, checked, hint
 from ramet.frontend.run import Run, Setting, start
 from ramet.frontend.state import State
 from ramet.frontend.where import user_line
+
+if TYPE_CHECKING:
+    from ramet.frontend.plan import Plan
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -193,6 +196,22 @@ class Program(Generic[P, R]):
         other: Program[..., R] = self._clone()
         other._bound.update(arguments)
         return other
+
+    def compile(self, *, max_paths: int = 64, **static: Any) -> Plan:
+        """The program as a plan: its body is run against symbols, once for each path through it (at most `max_paths`).
+
+        Parameters with a default are compiled in, with it or with what `static` says, and so are bound ones; `...`
+        leaves one open. All others stay open: a str is a text; of an int, a list and the like the text alone may be
+        used; a bool, an Enum or a Literal is explored value by value. A body that does more than record operations
+        (writes files, sends mail) does it at every run of its body, also at these. Raises `ConstraintError`.
+        """
+        from ramet.frontend.compiling import compile_program
+
+        return compile_program(self, max_paths, static, user_line())
+
+    def trace(self, **static: Any) -> Plan:
+        """`compile(**static)` (SGLang's name)."""
+        return self.compile(**static)
 
     def __get__(self, instance: object | None, owner: type | None = None) -> Program[P, R]:
         if instance is None or self._state_index == 0:

@@ -6,6 +6,7 @@ lock is released), and the error that a run ends with. It has no lock: every met
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,10 +26,13 @@ from ramet.frontend.errors import (
     ProgramTimeout,
 )
 from ramet.frontend.ir import ROOT, Ended, Event, Failed, Finished, Forked, Joined, Rendered, Sampling, Started, Token
+from ramet.frontend.readings import Actor, Reading
 
 
 class Record:
-    """`cause` is why the run was cut short, `ended` the backend's terminal event; both None while it goes on."""
+    """`cause` is why the run was cut short, `ended` the backend's terminal event; both None while it goes on. `times`
+    says when each event came; `began` and `body_ended` (0.0: not yet) are the run's own, all in seconds of
+    `time.monotonic`; `actor` runs the body."""
 
     def __init__(self, name: str, budget: int | None) -> None:
         self.name = name
@@ -37,6 +41,11 @@ class Record:
         self.seqs: dict[str, Seq] = {ROOT: self.root}
         self.entries: dict[str, Entry] = {}
         self.events: list[Event] = []
+        self.times: list[float] = []
+        self.reads: list[Reading] = []
+        self.began = time.monotonic()
+        self.body_ended = 0.0
+        self.actor: Actor | None = None
         self.cause: BaseException | None = None
         self.ended: Ended | None = None
         self.todo: deque[Callable[[], object]] = deque()
@@ -80,6 +89,7 @@ class Record:
 
     def take(self, event: Event) -> None:
         """Apply an event."""
+        self.times.append(time.monotonic())
         self.events.append(event)
         if isinstance(event, Ended):
             self.ended = event

@@ -9,10 +9,11 @@ import contextlib
 import contextvars
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.core import Core
@@ -20,13 +21,17 @@ from ramet.frontend.errors import Aborted, ConstraintError, ProgramTimeout, Stat
 from ramet.frontend.execution import Execution
 from ramet.frontend.host import HOST, enter_backend, inside_async_body
 from ramet.frontend.ir import Event, Header, Usage
+from ramet.frontend.readings import Reading, actor
 from ramet.frontend.state import State
-from ramet.frontend.streams import EntryReader, Position, Reader, Span, SpanReader, follow, follow_async
-from ramet.frontend.trace import Trace
+from ramet.frontend.streams import EntryReader, OnceReader, Position, Reader, Span, SpanReader, follow, follow_async
+from ramet.frontend.trace import Trace, usage_so_far
 from ramet.frontend.transcript import entry_info
 from ramet.frontend.values import Value
 from ramet.frontend.waiting import refuse_blocking, running_loop, wait, wait_async
 from ramet.frontend.where import user_line
+
+if TYPE_CHECKING:
+    from ramet.frontend.explained import Explanation
 
 R = TypeVar("R")
 
@@ -61,7 +66,9 @@ class Run(State, Generic[R]):
 
     def __await__(self) -> Generator[Any, None, R]:
         if not self._run.outcome.done():
+            began = time.monotonic()
             yield from wait_async(self._run.outcome, None, "the result").__await__()
+            self._note(began)
         return self._outcome()
 
     def cancel(self) -> None:
@@ -95,14 +102,7 @@ class Run(State, Generic[R]):
         calls before."""
         if self._run.record.ended is not None and self._run.record.ended.usage.calls:
             return self._run.record.ended.usage
-        metas = [entry.meta for entry in list(self._run.record.entries.values()) if entry.meta is not None]
-        return Usage(
-            calls=len(metas),
-            prompt_tokens=sum(meta.prompt_tokens for meta in metas),
-            cached_tokens=sum(meta.cached_tokens for meta in metas),
-            forced_tokens=sum(meta.forced_tokens for meta in metas),
-            generated_tokens=sum(meta.completion_tokens for meta in metas),
-        )
+        return usage_so_far(self._run)
 
     def _outcome(self) -> R:
         error = self._run.outcome.exception()
@@ -114,8 +114,17 @@ class Run(State, Generic[R]):
         if self._run.outcome.done():
             return
         refuse_blocking(self._run.loop, f"the result of {self._run.name!r}")
+        began = time.monotonic()
         with self._until_interrupted():
             wait(self._run.outcome, timeout, f"the result of {self._run.name!r}")
+        self._note(began)
+
+    def _note(self, began: float) -> None:
+        """The program that waited for this one remembers it, for EXPLAIN."""
+        caller = _caller.get()
+        if caller is not None and caller is not self._run:
+            read = Reading(actor(), (), began, time.monotonic(), f"the program {self._run.name}")
+            caller.record.reads.append(read)
 
     @contextlib.contextmanager
     def _until_interrupted(self) -> Iterator[None]:
@@ -249,7 +258,7 @@ class Run(State, Generic[R]):
             return SpanReader(lambda: self._core.seq, value.span, self._run.outcome.done)
         if value.parts:
             raise ConstraintError(f"{name!r} is a list of {len(value.parts)} values: follow events() instead")
-        return EntryReader(value.entry) if value.entry is not None and value.entry.kind != "put" else _OnceReader(value)
+        return EntryReader(value.entry) if value.entry is not None and value.entry.kind != "put" else OnceReader(value)
 
     # --- the record ---
 
@@ -264,6 +273,13 @@ class Run(State, Generic[R]):
     def to_html(self) -> str:
         """The run as a self-contained HTML page."""
         return self.trace().html()
+
+    def explain(self, before: Explanation | None = None) -> Explanation:
+        """What the run did, what it cost and what it waited for, as far as it has come; `before` is what was expected
+        of it (`Plan.explain`). Print it, or take its `json()` or `html()`."""
+        from ramet.frontend.explain import explain_run
+
+        return explain_run(self._run, before)
 
     def __repr__(self) -> str:
         state = "running" if not self.done else "failed" if self._run.outcome.exception() else "done"
@@ -290,17 +306,6 @@ class _WholeReader:
         if finished and not text:
             self._run._outcome()
         return text, finished and not text
-
-
-class _OnceReader:
-    """A value that does not come in pieces."""
-
-    def __init__(self, value: Value[Any]) -> None:
-        self._value = value
-
-    def take(self) -> tuple[str, bool]:
-        """See `Reader`."""
-        return (str(self._value.get()), True) if self._value.done else ("", False)
 
 
 @dataclass(frozen=True)
@@ -345,6 +350,7 @@ def start(name: str, fn: Callable[[State], Any], is_async: bool, setting: Settin
 
 
 def _drive(execution: Execution, state: State, fn: Callable[[State], Any]) -> None:
+    execution.record.actor = actor()
     try:
         value = fn(state)
     except BaseException as error:  # noqa: BLE001 - the body's exception is the run's result
@@ -376,6 +382,7 @@ def _start_task(
 
 
 async def _drive_async(execution: Execution, state: State, fn: Callable[[State], Awaitable[Any]]) -> None:
+    execution.record.actor = actor()
     inside_async_body.set(True)
     try:
         value = await fn(state)

@@ -257,6 +257,14 @@ class State:
 
         adopt(self, branch, user_line())
 
+    def cancel(self) -> None:
+        """Stop this branch, and whatever was forked from it, at once: what it holds in the engine is free again, and
+        reading what it had not finished raises `Aborted`. Only for branches: what ends a whole program is raising, or
+        `Run.cancel`."""
+        from ramet.frontend.branches import cancel
+
+        cancel(self, user_line())
+
     def copy(self) -> Copy:
         """A branch of one, plain or as `with s.copy() as tmp: ...`; leaving the block brings its new variables back
         as they are."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ramet.frontend.entries import Entry, Seq
 from ramet.frontend.execution import Execution
+from ramet.frontend.values import Value
 from ramet.frontend.waiting import refuse_blocking
 
 
@@ -50,6 +51,17 @@ class EntryReader:
         if entry.error is not None:
             raise entry.error
         return "".join(out), stop is not None or complete
+
+
+class OnceReader:
+    """A value that does not come in pieces."""
+
+    def __init__(self, value: Value[Any]) -> None:
+        self._value = value
+
+    def take(self) -> tuple[str, bool]:
+        """See `Reader`."""
+        return (str(self._value.get()), True) if self._value.done else ("", False)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 from ramet.frontend.entries import Entry, Seq
 from ramet.frontend.execution import Execution
-from ramet.frontend.ir import Fork, Join, Role, Select, Tools
+from ramet.frontend.ir import Fork, Join, Role, Select, Tools, Usage
 
 SHOWN = 60  # characters of a text in the tree
 
@@ -70,6 +70,18 @@ def title(run: Execution) -> str:
     metas = [entry.meta for entry in list(run.record.entries.values()) if entry.meta is not None]
     tokens = sum(meta.completion_tokens for meta in metas)
     return f"{run.name}: {state}, {len(metas)} calls, {tokens} generated tokens"
+
+
+def usage_so_far(run: Execution) -> Usage:
+    """Sums over the calls that have finished."""
+    metas = [entry.meta for entry in list(run.record.entries.values()) if entry.meta is not None]
+    return Usage(
+        calls=len(metas),
+        prompt_tokens=sum(meta.prompt_tokens for meta in metas),
+        cached_tokens=sum(meta.cached_tokens for meta in metas),
+        forced_tokens=sum(meta.forced_tokens for meta in metas),
+        generated_tokens=sum(meta.completion_tokens for meta in metas),
+    )
 
 
 def shown(seq: Seq) -> list[Entry]:

@@ -6,6 +6,7 @@ tokens when it is appended to a state. Nothing else waits, and nothing waits by 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
@@ -16,6 +17,7 @@ from ramet.frontend.execution import Execution
 from ramet.frontend.expressions import Expr
 from ramet.frontend.hostcalls import call_host
 from ramet.frontend.ir import Meta
+from ramet.frontend.readings import Reading, actor
 from ramet.frontend.waiting import all_done, either, first_failure, refuse_blocking, wait, wait_async
 from ramet.frontend.where import user_line
 
@@ -66,15 +68,19 @@ class Value(Expr, Generic[T]):
         Raises what the operation failed with, or `ProgramTimeout`. Inside an async body: `StateError`, use `await`.
         """
         self._refuse_blocking()
+        began = time.monotonic()
         if not self._future.done():
             self._execution.outbox.flush()
             wait(self._future, self._timeout if timeout is None else timeout, self._what())
+        note((self,), began)
         return self._read()
 
     def __await__(self) -> Generator[Any, None, T]:
+        began = time.monotonic()
         if not self._future.done():
             self._execution.outbox.flush()
             yield from wait_async(self._future, self._timeout, self._what()).__await__()
+        note((self,), began)
         return self._read()
 
     @property
@@ -106,6 +112,11 @@ class Value(Expr, Generic[T]):
     def parts(self) -> tuple[Value[Any], ...]:
         """The values that a list value consists of."""
         return self._parts
+
+    def ops(self) -> tuple[str, ...]:
+        """The ids of the operations that it is the value of."""
+        mine = (self._entry.id,) if self._entry is not None else ()
+        return (*mine, *(op for part in self._parts for op in part.ops()))
 
     @property
     def where(self) -> str:
@@ -214,8 +225,11 @@ def constant(execution: Execution, seq: Seq, value: T, name: str, where: str) ->
 
 def listed(execution: Execution, seq: Seq, parts: Sequence[Value[Any]], name: str, where: str) -> Value[list[Any]]:
     """The list of several values; fails as soon as one of them does, with its error."""
-    future: Future[list[Any]] = Future()
     futures = [part.future for part in parts]
+    made = execution.listing(futures)
+    if made is not None:
+        return _ListValue(execution, seq, made, name=name, where=where, parts=parts)
+    future: Future[list[Any]] = Future()
 
     def collect() -> None:
         if not future.done():
@@ -256,8 +270,11 @@ def call_value(
         ready = [arg.future.result() if isinstance(arg, Value) else arg for arg in args]
         return ready, {k: v.future.result() if isinstance(v, Value) else v for k, v in kwargs.items()}
 
-    future = call_host(execution, seq, name, fn, [value.future for value in values], bound, where)
+    begun: list[float] = []
+    future = call_host(execution, seq, name, fn, [value.future for value in values], bound, where, begun)
     entry = execution.put(seq, future, where, name)
+    entry.begun = begun
+    entry.needs = tuple(op for value in values if value._execution is execution for op in value.ops())
     return Value(execution, seq, future, entry=entry, name=name, where=where)
 
 
@@ -301,18 +318,22 @@ def _flush(values: Sequence[Value[Any]]) -> None:
 
 def wait_for_all(values: Sequence[Value[Any]]) -> None:
     """Wait in this thread until all values are done or one has failed."""
+    began = time.monotonic()
     failed = first_failure([value.future for value in values])
     for value in values:
         if not (value.done or failed.done()):
             wait(either(value.future, failed), value._timeout, value._what())
+    note(values, began)
 
 
 async def wait_for_all_async(values: Sequence[Value[Any]]) -> None:
     """`wait_for_all` in this event loop."""
+    began = time.monotonic()
     failed = first_failure([value.future for value in values])
     for value in values:
         if not (value.done or failed.done()):
             await wait_async(either(value.future, failed), value._timeout, value._what())
+    note(values, began)
 
 
 def read_all(values: Sequence[Value[T]]) -> list[T]:
@@ -322,6 +343,15 @@ def read_all(values: Sequence[Value[T]]) -> list[T]:
     if errors:
         raise one_error(errors, f"{len(errors)} of {len(values)} values failed")
     return [value.future.result() for value in values]
+
+
+def note(values: Sequence[Value[Any]], began: float) -> None:
+    """Remember, for EXPLAIN, that values were read here for the first time, and how long that took from `began` on."""
+    first = [value for value in values if not value._known and value.done]
+    for execution in {id(value._execution): value._execution for value in first}.values():
+        ops = tuple(op for value in first if value._execution is execution for op in value.ops())
+        if ops:
+            execution.record.reads.append(Reading(actor(), ops, began, time.monotonic()))
 
 
 def mark_read(values: Sequence[Value[Any]]) -> None:

@@ -108,8 +108,13 @@ def first_failure(sources: Sequence[Future[Any]]) -> Future[None]:
 
 def either(one: Future[Any], other: Future[Any]) -> Future[None]:
     """What is done as soon as one of the two is, however it went."""
+    return any_done((one, other))
+
+
+def any_done(sources: Sequence[Future[Any]]) -> Future[None]:
+    """What is done as soon as one of the sources is, however it went."""
     done: Future[None] = Future()
-    for source in (one, other):
+    for source in sources:
         source.add_done_callback(lambda _: _once(done))
     return done
 

@@ -1,70 +1,90 @@
-"""Many branches, one root: a DSL for multi-call LLM programs and the engine that runs them."""
+"""Many branches, one root: a DSL for multi-call LLM programs and the engine that runs them.
+
+The public names, each imported when it is first used: an engine's process and the command line need few of them.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ramet.frontend.backends.base import Backend
-from ramet.frontend.backends.mock import Mock
-from ramet.frontend.batch import Batch
-from ramet.frontend.branches import Branches
-from ramet.frontend.errors import (
-    Aborted,
-    BudgetExceeded,
-    ConstraintError,
-    ContextOverflow,
-    EngineError,
-    GenerationError,
-    ModelError,
-    ParseError,
-    ProgramError,
-    ProgramTimeout,
-    RametError,
-    StateError,
-    ToolError,
-    TransportError,
-    TruncatedError,
-    UnknownVariable,
-)
-from ramet.frontend.expressions import (
-    assistant,
-    assistant_begin,
-    assistant_end,
-    gen,
-    gen_int,
-    gen_string,
-    greedy_token_selection,
-    image,
-    select,
-    separate_reasoning,
-    system,
-    system_begin,
-    system_end,
-    token_length_normalized,
-    unconditional_likelihood_normalized,
-    user,
-    user_begin,
-    user_end,
-)
-from ramet.frontend.host import flush_cache, get_server_info, set_default_backend, using
-from ramet.frontend.ir import Ended, Event, Failed, Finished, Forked, Joined, Started, Token, Usage
-from ramet.frontend.program import Program, function
-from ramet.frontend.run import Run
-from ramet.frontend.state import State
-from ramet.frontend.tools import Call, ToolReply
-from ramet.frontend.values import Value, agather, gather
-
 if TYPE_CHECKING:
+    from ramet.frontend.backends.base import Backend
     from ramet.frontend.backends.endpoint import Endpoint
     from ramet.frontend.backends.endpoint import Endpoint as RuntimeEndpoint
     from ramet.frontend.backends.engine import Engine
+    from ramet.frontend.backends.mock import Mock
     from ramet.frontend.backends.openai import OpenAI
+    from ramet.frontend.batch import Batch
+    from ramet.frontend.branches import Branches
+    from ramet.frontend.combinators import (
+        Best,
+        Settled,
+        abest_of,
+        acascade,
+        arefine_until,
+        avote,
+        best_of,
+        cascade,
+        refine_until,
+        vote,
+    )
+    from ramet.frontend.errors import (
+        Aborted,
+        BudgetExceeded,
+        ConstraintError,
+        ContextOverflow,
+        EngineError,
+        GenerationError,
+        ModelError,
+        OverloadedError,
+        ParseError,
+        PlanError,
+        ProgramError,
+        ProgramTimeout,
+        RametError,
+        StateError,
+        ToolError,
+        TransportError,
+        TruncatedError,
+        UnknownVariable,
+    )
+    from ramet.frontend.expressions import (
+        assistant,
+        assistant_begin,
+        assistant_end,
+        gen,
+        gen_int,
+        gen_string,
+        greedy_token_selection,
+        image,
+        select,
+        separate_reasoning,
+        system,
+        system_begin,
+        system_end,
+        token_length_normalized,
+        unconditional_likelihood_normalized,
+        user,
+        user_begin,
+        user_end,
+    )
+    from ramet.frontend.host import flush_cache, get_server_info, set_default_backend, using
+    from ramet.frontend.ir import Ended, Event, Failed, Finished, Forked, Joined, Started, Token, Usage
+    from ramet.frontend.plan import Plan
+    from ramet.frontend.program import Program, function
+    from ramet.frontend.run import Run
+    from ramet.frontend.search import BestPath, abeam, atree_search, beam, tree_search
+    from ramet.frontend.state import State
+    from ramet.frontend.tools import Call, ToolReply
+    from ramet.frontend.values import Value, agather, gather
 
 __all__ = [
     "Aborted",
     "Backend",
     "Batch",
+    "Best",
+    "BestPath",
     "Branches",
     "BudgetExceeded",
     "Call",
@@ -83,13 +103,17 @@ __all__ = [
     "Mock",
     "ModelError",
     "OpenAI",
+    "OverloadedError",
     "ParseError",
+    "Plan",
+    "PlanError",
     "Program",
     "ProgramError",
     "ProgramTimeout",
     "RametError",
     "Run",
     "RuntimeEndpoint",
+    "Settled",
     "Started",
     "State",
     "StateError",
@@ -101,10 +125,19 @@ __all__ = [
     "UnknownVariable",
     "Usage",
     "Value",
+    "abeam",
+    "abest_of",
+    "acascade",
     "agather",
+    "arefine_until",
     "assistant",
     "assistant_begin",
     "assistant_end",
+    "atree_search",
+    "avote",
+    "beam",
+    "best_of",
+    "cascade",
     "flush_cache",
     "function",
     "gather",
@@ -114,6 +147,7 @@ __all__ = [
     "get_server_info",
     "greedy_token_selection",
     "image",
+    "refine_until",
     "select",
     "separate_reasoning",
     "set_default_backend",
@@ -121,26 +155,54 @@ __all__ = [
     "system_begin",
     "system_end",
     "token_length_normalized",
+    "tree_search",
     "unconditional_likelihood_normalized",
     "user",
     "user_begin",
     "user_end",
     "using",
+    "vote",
 ]
 
-LAZY = {  # they pull the runtime, or httpx: imported when they are asked for
-    "Endpoint": ("endpoint", "Endpoint"),
-    "Engine": ("engine", "Engine"),
-    "OpenAI": ("openai", "OpenAI"),
-    "RuntimeEndpoint": ("endpoint", "Endpoint"),  # SGLang's name
+_HOMES = {  # of the public names, below ramet.frontend: imported when they are asked for
+    "backends.base": "Backend",
+    "backends.endpoint": "Endpoint",
+    "backends.engine": "Engine",
+    "backends.mock": "Mock",
+    "backends.openai": "OpenAI",
+    "batch": "Batch",
+    "branches": "Branches",
+    "combinators": ("Best Settled abest_of acascade arefine_until avote best_of cascade refine_until vote"),
+    "errors": (
+        "Aborted BudgetExceeded ConstraintError ContextOverflow EngineError GenerationError ModelError OverloadedError "
+        "ParseError PlanError ProgramError ProgramTimeout RametError StateError ToolError TransportError "
+        "TruncatedError UnknownVariable"
+    ),
+    "expressions": (
+        "assistant assistant_begin assistant_end gen gen_int gen_string greedy_token_selection image select "
+        "separate_reasoning system system_begin system_end token_length_normalized "
+        "unconditional_likelihood_normalized user user_begin user_end"
+    ),
+    "host": "flush_cache get_server_info set_default_backend using",
+    "ir": "Ended Event Failed Finished Forked Joined Started Token Usage",
+    "plan": "Plan",
+    "program": "Program function",
+    "run": "Run",
+    "search": "BestPath abeam atree_search beam tree_search",
+    "state": "State",
+    "tools": "Call ToolReply",
+    "values": "Value agather gather",
 }
+_HOME = {name: (module, name) for module, names in _HOMES.items() for name in names.split()}
+_HOME["RuntimeEndpoint"] = ("backends.endpoint", "Endpoint")  # SGLang's name
 ELSEWHERE = ("Runtime", "Anthropic", "VertexAI", "LiteLLM")
 
 
 def __getattr__(name: str) -> object:
-    if name in LAZY:
-        module, attribute = LAZY[name]
-        found: object = getattr(import_module(f"ramet.frontend.backends.{module}"), attribute)
+    if name in _HOME:
+        module, attribute = _HOME[name]
+        found: object = getattr(import_module(f"ramet.frontend.{module}"), attribute)
+        globals()[name] = found
         return found
     if name in ELSEWHERE:
         raise AttributeError(
@@ -148,3 +210,7 @@ def __getattr__(name: str) -> object:
             "ramet.Endpoint(url), ramet.OpenAI(model, base_url), or on ramet.Mock(answers)"
         )
     raise AttributeError(f"module 'ramet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

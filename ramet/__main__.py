@@ -31,6 +31,7 @@ Temperature = Annotated[float | None, typer.Option(min=0.0, help="0 is greedy; l
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Of each answer, at most; left out: until it ends.")]
 ApiKey = Annotated[str, typer.Option(help="For a server; rather set $RAMET_API_KEY or $OPENAI_API_KEY.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 is one per core.")]
+Dtype = Annotated[str, typer.Option(help='Of the weights; "int8" or "int4" on a CPU: small, fast, ready at once.')]
 
 
 @contextmanager
@@ -78,6 +79,7 @@ def demo(
     points: Annotated[int, typer.Option(min=1, max=32, help="Branches: points of the outline.")] = 4,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each branch, at most.")] = 64,
     threads: Threads = 0,
+    dtype: Dtype = "auto",
 ) -> None:
     """Run a multi-call program on a real model and measure what sharing saves."""
     from rich.console import Console
@@ -86,9 +88,8 @@ def demo(
         from ramet.examples.demo import QUESTION, tour
         from ramet.frontend.commands.opening import opened_engine
 
-        console = Console()
-        with opened_engine(model, console, threads) as engine:
-            tour(engine, console, question or QUESTION, points=points, max_tokens=max_tokens)
+        with opened_engine(model, threads=threads, dtype=dtype) as engine:
+            tour(engine, Console(), question or QUESTION, points=points, max_tokens=max_tokens)
 
 
 @app.command()
@@ -100,12 +101,13 @@ def chat(
     temperature: Temperature = None,
     api_key: ApiKey = "",
     threads: Threads = 0,
+    dtype: Dtype = "auto",
 ) -> None:
     """Talk to a model: on the terminal, or with a prompt that is piped in."""
     with outcomes():
         from ramet.frontend.commands.chat import Options, chat
 
-        chat(Options(url, model, system, max_tokens, temperature, api_key, threads))
+        chat(Options(url, model, system, max_tokens, temperature, api_key, threads, dtype))
 
 
 @app.command()
@@ -122,6 +124,7 @@ def run(
     temperature: Temperature = None,
     max_tokens: MaxTokens = None,
     threads: Threads = 0,
+    dtype: Dtype = "auto",
     events: Annotated[bool, typer.Option("--events", help="Print every event, and the result, as JSON Lines.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     html: Annotated[str, typer.Option(metavar="FILE", help="Write the run as a page, too.")] = "",
@@ -130,8 +133,63 @@ def run(
     with outcomes():
         from ramet.frontend.commands.run import Options, run
 
-        given = (tuple(arg or ()), model, url, api_key, seed, temperature, max_tokens, threads, events, json, html)
+        given = (
+            tuple(arg or ()),
+            model,
+            url,
+            api_key,
+            seed,
+            temperature,
+            max_tokens,
+            threads,
+            events,
+            json,
+            html,
+            dtype,
+        )
         if status := run(Options(target, prompt, *given)):
+            raise typer.Exit(status)
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(metavar="FILE.py[:NAME]", help="A file with programs; one of them.")],
+    arg: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A static argument; repeatable.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what is found as JSON Lines.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
+    max_paths: Annotated[int, typer.Option(min=1, max=4096, help="Ways through a program to follow.")] = 64,
+) -> None:
+    """Check the programs of a file without running them. The file itself is executed, as by an import."""
+    with outcomes():
+        from ramet.frontend.commands.check import Options, check
+
+        if status := check(Options(target, tuple(arg or ()), json, strict, max_paths)):
+            raise typer.Exit(status)
+
+
+@app.command()
+def explain(
+    target: Annotated[str, typer.Argument(metavar="FILE.py[:NAME]", help="A file with an @function.")],
+    prompt: Annotated[str, typer.Argument(help="The program's first argument that no --arg gives.")] = "",
+    arg: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An argument; repeatable.")] = None,
+    analyze: Annotated[bool, typer.Option("--analyze", help="Run it, and show what it cost beside that.")] = False,
+    model: Annotated[str, typer.Option(help="Which model, as in `ramet models`, or as the server calls it.")] = "",
+    url: Annotated[str, typer.Option(help="Run on this server instead of an engine here.")] = "",
+    api_key: ApiKey = "",
+    seed: Annotated[int | None, typer.Option(help="Of all sampling noise; left out: a new one.")] = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
+    threads: Threads = 0,
+    dtype: Dtype = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    html: Annotated[str, typer.Option(metavar="FILE", help="Write it as a page: timeline and prefix tree.")] = "",
+) -> None:
+    """What a program will do and cost; with --analyze, what it did, and what it waited for."""
+    with outcomes():
+        from ramet.frontend.commands.explain import Options, explain
+
+        where = (model, url, api_key, seed, temperature, max_tokens, threads, dtype)
+        if status := explain(Options(target, prompt, tuple(arg or ()), analyze, *where, json, html)):
             raise typer.Exit(status)
 
 
@@ -155,11 +213,9 @@ def models() -> None:
 
 
 @app.command()
-def doctor(model: Model = "default", threads: Threads = 0) -> None:
+def doctor(model: Model = "default", threads: Threads = 0, dtype: Dtype = "auto") -> None:
     """What this machine has, and whether one token can be generated on it."""
     import time
-
-    from rich.console import Console
 
     with outcomes():
         for name, value in _facts():
@@ -167,7 +223,7 @@ def doctor(model: Model = "default", threads: Threads = 0) -> None:
         start = time.perf_counter()
         from ramet.frontend.commands.opening import opened_engine
 
-        with opened_engine(model, Console(stderr=True), threads) as engine:
+        with opened_engine(model, threads=threads, dtype=dtype) as engine:
             loaded = time.perf_counter()
             text = _one_token(engine)
             typer.echo(

@@ -1,19 +1,16 @@
-"""Who goes next and whether it fits: functions of plain data.
+"""Whose turn it is and what fits: functions of plain data.
 
-In: lengths, limits and ages. Out: an order, and yes or no.
+In: slots held, tokens to come, groups of waiting ones. Out: a peak, an order, and yes or no.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ramet.runtime import sequence as q
 
 I64 = NDArray[np.int64]
 T = TypeVar("T")
@@ -52,48 +49,14 @@ class Footprints:
     def fits(self, newcomer: tuple[int, int], room: int) -> bool:
         """True when all of them and a newcomer find room in `room` slots. The sum of all is a bound of the peak, and
         usually it does."""
-        if self._total + sum(newcomer) <= room:
-            return True
+        return self._total + sum(newcomer) <= room or self.peak(newcomer) <= room
+
+    def peak(self, newcomer: tuple[int, int]) -> int:
+        """The most slots that all of them and a newcomer will hold at once."""
         pairs = np.array([*self._pairs, newcomer], np.int64)
-        return peak(pairs[:, 0], pairs[:, 1]) <= room
+        return peak(pairs[:, 0], pairs[:, 1])
 
     def add(self, pair: tuple[int, int]) -> None:
         """One more is seated."""
         self._pairs.append(pair)
         self._total += sum(pair)
-
-
-class Lengths:
-    """How long generations without max_tokens tend to get: a high quantile of the last ones, `default` before there
-    are any."""
-
-    def __init__(self, default: int = 128, window: int = 256, quantile: float = 0.9) -> None:
-        self._seen: deque[int] = deque(maxlen=window)
-        self._typical: int | None = default  # None: to be computed
-        self._quantile = quantile
-
-    def add(self, length: int) -> None:
-        """Record a finished generation's length in tokens."""
-        self._seen.append(length)
-        self._typical = None
-
-    def typical(self) -> int:
-        """Tokens to expect of a generation without a limit."""
-        if self._typical is None:
-            self._typical = int(np.quantile(np.fromiter(self._seen, np.int64), self._quantile)) + 1
-        return self._typical
-
-
-def footprint(seq: q.Sequence, lengths: Lengths) -> tuple[int, int]:
-    """Slots that a sequence holds beyond the tree's, and tokens that its op will still add, as far as one can tell."""
-    node, task, flying = seq.node, seq.task, seq.flying
-    held = seq.known + flying - (node.depth if node is not None else 0)
-    left = 0
-    if isinstance(task, q.Choosing):
-        left = len(task.trie.tokens)
-    elif isinstance(task, q.Generating):
-        made, limit = task.made + flying, task.limit
-        if task.op.sampling.max_tokens is None:
-            limit = min(limit, max(lengths.typical(), made + 16))
-        left = limit - made
-    return (held if held > 0 else 0, left if left > 0 else 0)

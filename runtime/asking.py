@@ -52,6 +52,8 @@ def _check(seq: Sequence, task: Generating, slots: I32, draft: Draft, cache: Cac
     if not tokens:
         return
     draft.scorable -= len(tokens)
+    task.beside += len(tokens)
+    seq.program.computed += len(tokens)
     seq.foresee(tokens)
     kv = np.concatenate((cache.rows.table[seq.row, : seq.computed], slots))
     first = draft.segment(np.array(tokens, np.int32), seq.computed, slots, kv)

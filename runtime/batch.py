@@ -167,9 +167,15 @@ class Runner(Protocol):
         """Wait for the flight and return its results; called once per flight."""
 
 
+_NONE: I32 = np.zeros(0, np.int32)
+
+
 def wanted(batch: Batch) -> tuple[I32, I32, I32]:
     """The tokens of a batch whose logits are drawn from or scored, each once `[U]`; which of them each draw `[R]` and
     each target `[P]` uses."""
-    rows, where = np.unique(np.concatenate((batch.draws.rows, batch.targets.rows)), return_inverse=True)
+    draws = batch.draws.rows
+    if not len(batch.targets.rows) and (len(draws) < 2 or (draws[1:] > draws[:-1]).all()):  # usually: each once
+        return draws, np.arange(len(draws), dtype=np.int32), _NONE
+    rows, where = np.unique(np.concatenate((draws, batch.targets.rows)), return_inverse=True)
     index: I32 = where.astype(np.int32)
     return rows, index[: len(batch.draws)], index[len(batch.draws) :]

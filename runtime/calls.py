@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ramet.runtime import messages as m
+from ramet.runtime.grammar.base import Automaton, GrammarError, Grammars
 from ramet.runtime.sequence import Choosing, Generating, Scoring, Task
 from ramet.runtime.text import Tokenizer
 
@@ -55,7 +56,10 @@ def begin(
         doing = {m.Generate: "generating", m.Choose: "selecting", m.Score: "scoring"}[type(op)]
         raise Refused("generation", f"the prompt is empty: append text before {doing}")
     if isinstance(op, m.Score):
-        return Scoring(op, known, now)
+        score = Scoring(op, known, now)
+        score.end = min(score.end, bounds.longest)  # a choice may have filled the pool: its last token has no slot
+        score.at = min(score.at, score.end - 1)
+        return score
     if isinstance(op, m.Choose):
         return _choosing(op, known, bounds, now)
     room = bounds.longest - known
@@ -72,3 +76,13 @@ def _choosing(op: m.Choose, known: int, bounds: Bounds, now: float) -> Choosing:
     if longest > bounds.context or slots > bounds.capacity:
         raise Refused("context", bounds.too_long(f"{max(longest, slots)} tokens of prompt and choices"))
     return task
+
+
+def automaton(grammars: Grammars | None, program: str) -> Automaton:
+    """What a constrained Generate follows. Raises `Refused`."""
+    if grammars is None:
+        raise Refused("generation", "this engine has no grammars")
+    try:
+        return grammars.automaton(program)
+    except GrammarError as error:
+        raise Refused("constraint", str(error)) from None

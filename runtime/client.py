@@ -12,17 +12,19 @@ import secrets
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ramet.frontend import errors, ir
 from ramet.runtime import messages as m
+from ramet.runtime.birth import Birth
 from ramet.runtime.config import Config
-from ramet.runtime.grammar.compiler import Compiler
-from ramet.runtime.lower import Lowering
 from ramet.runtime.ports import Call, Link, ProcessLink, ThreadLink
-from ramet.runtime.template import ChatTemplate
-from ramet.runtime.text import Tokenizer
-from ramet.runtime.translate import Translator
+
+if TYPE_CHECKING:  # imported when they are needed, which is after the engine's process was started
+    from ramet.runtime.grammar.compiler import Compiler
+    from ramet.runtime.lower import Lowering
+    from ramet.runtime.template import ChatTemplate
+    from ramet.runtime.text import Tokenizer
 
 Deliver = Callable[[ir.Event], None]
 
@@ -44,7 +46,10 @@ class ClientSession:
     """One live program: `frontend.backends.base.Session`."""
 
     def __init__(self, client: EngineClient, header: ir.Header, deliver: Deliver) -> None:
+        from ramet.runtime.translate import Translator
+
         self.id = secrets.token_hex(16)
+        self.name = header.name
         self._client = client
         self._lock = threading.Lock()
         self._lowering = client.lowering(header.seed)
@@ -91,45 +96,11 @@ class ClientSession:
         self._client.send(m.OrderAbort(self.id))
 
 
-class _Birth:
-    """An engine that is being started: its thread, and its link once there is one. `drop` may come at any time."""
-
-    def __init__(self, listen: Callable[[_Birth], None]) -> None:
-        self.hello: Future[None] = Future()
-        self.begun = threading.Event()
-        self.link: Link | None = None
-        self.thread = threading.Thread(target=listen, args=(self,), name="ramet-client", daemon=True)
-        self._lock = threading.RLock()
-        self._unwanted = False
-
-    def linked(self, link: Link) -> None:
-        """Its link is there; closed at once when nobody wants it any more."""
-        with self._lock:
-            self.link = link
-            unwanted = self._unwanted
-        if unwanted:
-            link.close()
-
-    def drop(self) -> None:
-        """End the engine, whether it exists yet or not, and wait for its thread. In the engine's own threads, where the
-        collector of garbage may call this, nothing is waited for."""
-        with self._lock:
-            self._unwanted = True
-            link = self.link
-        if link is not None:
-            link.close()
-        inside = threading.current_thread() is self.thread or (link is not None and link.is_current_thread())
-        if not inside and self.begun.wait(1.0):  # else the thread could not be started
-            self.thread.join()
-
-
 class EngineClient:
-    """Starts an engine and speaks with it. After the engine was lost, the next `open` (or `start`) starts another."""
+    """Starts an engine and speaks with it. After the engine was lost, the next `open` (or `start`) starts another.
+    `text` loads the tokenizer and the chat template, once, while the first engine gets ready."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, template: ChatTemplate, *, in_process: bool) -> None:
-        self.tokenizer = tokenizer
-        self.template = template
-        self.compiler = Compiler(tokenizer, eos=tokenizer.eos)
+    def __init__(self, config: Config, text: Callable[[], tuple[Tokenizer, ChatTemplate]], *, in_process: bool) -> None:
         self.ready: m.Ready
         self.observer: Observer | None = None
         self._config = config
@@ -137,14 +108,22 @@ class EngineClient:
         self._pid = os.getpid()
         self._lock = threading.RLock()  # guards the fields below; never held while anything is waited for
         self._sessions: dict[str, ClientSession] = {}
-        self._questions: dict[int, Future[m.Stats]] = {}
+        self._questions: dict[int, Future[Any]] = {}
         self._asked = 0
         self._closed = False
         self._link: Link | None = None  # of an engine that is ready and was not lost
-        self._birth: _Birth | None = None  # the last engine
+        self._birth: Birth | None = None  # the last engine
         self._made: tuple[Link, threading.Thread] | None = None  # the same once it has a link
+        self._compiler: Compiler | None = None
         self._starting = threading.Lock()
-        self.start()
+        with self._starting:
+            birth = self._begin()
+            try:
+                self.tokenizer, self.template = text()
+            except BaseException:
+                birth.drop()
+                raise
+            self._finish(birth)
 
     # -- the engine's life
 
@@ -155,13 +134,25 @@ class EngineClient:
                 self._refuse_if_over()
                 if self._link is not None:
                     return
-                birth = self._birth = _Birth(self._listen)
-            try:
-                birth.thread.start()
-                birth.hello.result()
-            except BaseException:  # Ctrl-C too: no half-started engine stays behind
-                birth.drop()
-                raise
+            self._finish(self._begin())
+
+    def _begin(self) -> Birth:
+        """Start an engine, in a thread."""
+        birth = self._birth = Birth(self._listen)
+        try:
+            birth.thread.start()
+        except BaseException:
+            birth.drop()
+            raise
+        return birth
+
+    def _finish(self, birth: Birth) -> None:
+        """Wait until it is ready."""
+        try:
+            birth.hello.result()
+        except BaseException:  # Ctrl-C too: no half-started engine stays behind
+            birth.drop()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -189,7 +180,7 @@ class EngineClient:
         config = self._config
         return ThreadLink(lambda port, ready: serve(config, port, ready))
 
-    def _listen(self, birth: _Birth) -> None:
+    def _listen(self, birth: Birth) -> None:
         """The one thread that reads, from an engine's start (a process wants its parent thread to live as long as it)
         to its end: dispatches until the engine is gone, then fails what is left."""
         birth.begun.set()
@@ -236,6 +227,8 @@ class EngineClient:
 
     def _greet(self, link: Link, ready: m.Ready, hello: Future[None]) -> None:
         link.send(m.OrderStats(0))  # its answer shows that orders arrive (`ProcessLink` waits for that)
+        if self._compiler is not None:  # constraints came before, and will again
+            link.send(m.OrderWarm())
         with self._lock:
             self.ready = ready
             self._link = link
@@ -277,16 +270,19 @@ class EngineClient:
                     self._sessions.pop(news.program, None)
                 session.cancel()
                 self._tell_lost(session, "generation", f"its news could not be read: {type(error).__name__}: {error}")
-        for stats in step.stats:
+        answers: tuple[m.Stats | m.Snapshot, ...] = (*step.stats, *step.snapshots)
+        for answer in answers:
             with self._lock:
-                question = self._questions.pop(stats.token, None)
+                question = self._questions.pop(answer.token, None)
             if question is not None:
-                question.set_result(stats)
+                question.set_result(answer)
 
     # -- what sessions use
 
     def lowering(self, seed: int, *, context: int | None = None) -> Lowering:
         """A new program's lowering; with `context` one that only counts, by another limit than the engine's."""
+        from ramet.runtime.lower import Lowering
+
         tokens = self.ready.context if context is None else context
         return Lowering(
             self.tokenizer,
@@ -294,8 +290,23 @@ class EngineClient:
             context=tokens,
             seed=seed,
             max_chars=16 * self.ready.context,
-            compile=self.compiler.compile,
+            compile=lambda constraint: self.compiler.compile(constraint),
         )
+
+    @property
+    def compiler(self) -> Compiler:
+        """What compiles constraints; made, and the engine told to make ready, for whoever asks first."""
+        if self._compiler is not None:
+            return self._compiler
+        from ramet.runtime.grammar.compiler import Compiler
+
+        with self._lock:
+            if self._compiler is None:
+                self._compiler = Compiler(self.tokenizer, eos=self.tokenizer.eos)
+                if self._closed:
+                    self._compiler.close()
+                self.send(m.OrderWarm())
+            return self._compiler
 
     def send(self, order: m.Order) -> None:
         """Hand an order to the engine, if there still is one: a lost engine is told through events."""
@@ -320,7 +331,7 @@ class EngineClient:
                 if self._link is not None:
                     session = ClientSession(self, header, deliver)
                     self._sessions[session.id] = session
-                    self.send(m.OrderOpen(session.id, header.namespace, header.priority))
+                    self.send(m.OrderOpen(session.id, header.namespace, header.priority, header.name))
                     return session
             if not start:
                 raise errors.TransportError("the engine was lost; another is being started")
@@ -328,15 +339,27 @@ class EngineClient:
 
     def ask(self) -> Future[m.Stats]:
         """The engine's gauges and counters, answered between two of its steps. Fails when the engine is lost."""
+        return self._put(m.OrderStats)
+
+    def look(self, *, nodes: int, programs: int, branches: int, namespace: str | None = None) -> Future[m.Snapshot]:
+        """The engine's tree and programs as of its next pause between two steps, so large at most. Fails like `ask`."""
+        return self._put(lambda token: m.OrderSnapshot(token, nodes, programs, branches, namespace))
+
+    def _put(self, order: Callable[[int], m.Order]) -> Future[Any]:
         with self._lock:
             self._refuse_if_over()
             if self._link is None:
                 raise errors.TransportError("the engine was lost; the next program starts another")
             self._asked += 1
-            question = self._questions[self._asked] = Future[m.Stats]()
+            question = self._questions[self._asked] = Future[Any]()
             question.set_running_or_notify_cancel()  # who gives up waiting must not cancel what is yet to be set
-            self.send(m.OrderStats(self._asked))
+            self.send(order(self._asked))
         return question
+
+    def name_of(self, program: str) -> str:
+        """The name in a live program's header; "" for one that is over."""
+        session = self._sessions.get(program)
+        return "" if session is None else session.name
 
     def stats(self, timeout: float = 30.0) -> m.Stats:
         """The engine's gauges and counters; waits for them. Raises `TransportError`."""
@@ -360,8 +383,9 @@ class EngineClient:
             return
         with self._lock:
             self._closed = True
-            birth = self._birth
-        self.compiler.close()
+            birth, compiler = self._birth, self._compiler
+        if compiler is not None:
+            compiler.close()
         if birth is not None:
             birth.drop()
 

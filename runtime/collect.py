@@ -17,6 +17,7 @@ from ramet.runtime.choices import decide
 from ramet.runtime.draft import Notes, Span, Trial
 from ramet.runtime.grammar.base import Automaton
 from ramet.runtime.jump import Run, run
+from ramet.runtime.lengths import site_of
 from ramet.runtime.programs import Program, Programs
 from ramet.runtime.scheduler import Scheduler
 from ramet.runtime.sequence import Generating, Sequence, Task
@@ -84,6 +85,8 @@ class Collector:
             self._programs.fail(seq, task.op.op, "generation", f"no token can be sampled: {why}")
             return True
         seq.push(token)
+        if task.first < 0:
+            task.first = self._clock()
         task.made += 1
         self._count(seq, 1)
         if token in task.ends:
@@ -231,23 +234,25 @@ class Collector:
         cached only."""
         have, end = seq.known, task.start + keep
         self._scheduler.cache.drop(seq)
-        if task.op.sampling.max_tokens is None:
-            self._scheduler.lengths.add(task.made)
+        self._scheduler.learned.calls.add(site_of(seq.program.name, task.op.op), task.made)
         seq.turn += 1
         seq.flying = 0
         self._scheduler.cache.settle(seq, end if tail else end - 1, known=have)
         seq.known = end
         seq.append(np.array(tail, np.int32))
+        told = (seq.program.id, task.op.op, reason, keep, tuple(tail), matched, task.prompt)
         cost = self._cost(seq, task, step)
-        self._programs.news.append(
-            m.Done(seq.program.id, task.op.op, reason, keep, tuple(tail), matched, task.prompt, *cost, task.forced)
-        )
+        self._programs.news.append(m.Done(*told, *cost, task.forced, self._work(seq, task)))
         self._programs.finish(seq, seq.tokens(task.start, seq.known).copy())
 
     def _cost(self, seq: Sequence, task: Task, step: int) -> tuple[int, int, int, float, float]:
         """An op has ended: its cached tokens, its first and last step, seconds queued, seconds in all."""
         seq.program.cached += task.cached
         return (task.cached, task.first_step, step, task.began - task.arrived, self._clock() - task.arrived)
+
+    def _work(self, seq: Sequence, task: Task) -> m.Work:
+        first = (task.first if task.first >= 0 else self._clock()) - task.arrived
+        return m.Work(seq.fresh + task.beside, seq.again, task.retractions, first, task.starved)
 
     def _scored(self, span: Span, samples: Samples, step: int) -> None:
         """A part of a Score's answer; the rest of it when it is the last."""
@@ -262,7 +267,8 @@ class Collector:
             seq.turn += 1
             self._scheduler.cache.settle(seq, seq.known - 1)
             cost = self._cost(seq, task, step)
-            self._programs.news.append(m.Done(seq.program.id, task.op.op, "stop", 0, (), None, task.prompt, *cost))
+            told = (seq.program.id, task.op.op, "stop", 0, (), None, task.prompt)
+            self._programs.news.append(m.Done(*told, *cost, 0, self._work(seq, task)))
             self._programs.finish(seq, np.zeros(0, np.int32))
 
     def _tell_scores(self, span: Span, logprobs: F32, samples: Samples) -> None:
@@ -303,6 +309,7 @@ class Collector:
         self._scheduler.cache.settle(seq, seq.known - 1)
         logprobs = tuple(tuple(row) for row in rows)
         cost = self._cost(seq, task, step)
-        told = m.Chosen(seq.program.id, task.op.op, winner, scores, logprobs, task.prompt, *cost)
+        work = self._work(seq, task)
+        told = m.Chosen(seq.program.id, task.op.op, winner, scores, logprobs, task.prompt, *cost, work)
         self._programs.news.append(told)
         self._programs.finish(seq, value)

@@ -7,6 +7,7 @@ scheduler works under.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 
@@ -14,10 +15,19 @@ from ramet.frontend.errors import EngineError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
 NATIVE = ("int8", "int4")  # dtypes of weights that the native kernels of the CPU compute with
+KERNELS = ("auto", "native", "torch")
 WEIGHTS = ("auto", "dense", "int8", "int4", "fp8")
 
 
 STEP = {"cpu": 512, "cuda": 4096}  # new tokens of a step that nobody sized: enough to compute, short enough to wait for
+
+
+Policy = Literal["peak", "age", "lru-fcfs"]
+POLICIES = {
+    "peak": "oldest program first, as long as whoever has begun can finish; whoever has begun keeps its KV",
+    "age": "oldest program first, whatever it will need",
+    "lru-fcfs": "calls as they come, nothing known of programs, the least recently used KV goes",
+}
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +35,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     batch_tokens: int = 0  # new tokens in one step, over all sequences
     chunk_tokens: int = 0  # of those, new tokens of one sequence
+    policy: Policy = "peak"  # who is let in: see `POLICIES`
     lease_seconds: float = 60.0  # how long a sequence whose program is busy elsewhere keeps its KV
     overlap: bool = True  # read the results of a step while the next one is computed
 
@@ -37,21 +48,24 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What a person may choose about an engine.
 
-    model: a name that `models.hub.resolve` knows. device: "cpu", "cuda", or "auto" (cuda where torch, driver, GPU and
-    Triton allow it, else cpu). dtype: "auto", "float32", "bfloat16", or on cuda also "float16" (auto: bfloat16 where
-    the device computes with it, else float32), or on a CPU "int8" or "int4": weights in so many bits with group scales,
-    by the native kernels (without torch; 4-bit GGUF blocks are kept as they are). weights: "auto" (dense), "dense", or
-    on cuda "int8", "int4" (linear layers in 8 or 4 bits with group scales, computed in dtype) or "fp8" (weights and
+    model: a name that `models.hub.resolve` knows. device: "cpu", "cuda", or "auto" (cuda where torch, driver, GPU
+    and Triton allow it, else cpu). dtype: "auto", "float32", "bfloat16", or on cuda also "float16" (auto: bfloat16
+    where the device computes with it, else float32; on a CPU what the file has: int4 or int8 for GGUF files of 4 or
+    8 bits, else bfloat16), or on a CPU "int8" or "int4": weights in so many bits with group scales (4-bit GGUF
+    blocks are kept as they are). kernels: on a CPU "native" (ours: all dtypes but float32, without torch), "torch",
+    or "auto" (native where they were built and have the model). weights: "auto" (dense), "dense", or on cuda
+    "int8", "int4" (linear layers in 8 or 4 bits with group scales, computed in dtype) or "fp8" (weights and
     activations). deterministic: a request has the same bits alone, batched, cached or chunked; on a CPU that holds
-    always, on cuda it costs some speed. graphs: capture small steps as CUDA graphs (a CPU has none). threads: 0 is one
-    per core. context: tokens of the longest sequence, 0 is the model's own. kv_tokens: KV slots, 0 is as many as
-    kv_share holds. kv_share: the share for KV of the memory that is left after weights and, on cuda, workspace; 0 is a
-    quarter, at most 65,536 slots, on a CPU and 0.9 on cuda. max_running: sequences that decode at once.
+    always, on cuda it costs some speed. graphs: capture small steps as CUDA graphs (a CPU has none). threads: 0 is
+    one per core. context: tokens of the longest sequence, 0 is the model's own. kv_tokens: KV slots, 0 is as many
+    as kv_share holds. kv_share: the share for KV of the memory that is left after weights and, on cuda, workspace;
+    0 is a quarter, at most 65,536 slots, on a CPU and 0.9 on cuda. max_running: sequences that decode at once.
     """
 
     model: str = "default"
     dtype: str = "auto"
     device: str = "auto"
+    kernels: str = "auto"
     weights: str = "auto"
     deterministic: bool = False
     graphs: bool = True
@@ -67,6 +81,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             some = "auto, float32 or bfloat16; float16 on cuda; int8 or int4 on a CPU"
             raise EngineError(f"dtype={self.dtype!r}: choose {some}")
         _choice("device", self.device, ("auto", "cpu", "cuda"))
+        _choice("kernels", self.kernels, KERNELS)
+        if self.kernels == "native" and self.dtype == "float32":
+            raise EngineError("dtype='float32': kernels='native' have bfloat16, int8 and int4; leave one of them out")
+        if self.kernels == "torch" and self.dtype in NATIVE:
+            raise EngineError(f"dtype={self.dtype!r}: is of the native kernels; leave out kernels='torch'")
         _choice("weights", self.weights, WEIGHTS)
         if self.device == "cpu":
             self.check_cpu()
@@ -84,6 +103,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self.limits, field)
             if value < 0:
                 raise EngineError(f"limits.{field}={value!r}: must be at least 1, or 0 for what suits the device")
+        _choice("limits.policy", self.limits.policy, tuple(POLICIES))
         if not (math.isfinite(self.limits.lease_seconds) and self.limits.lease_seconds >= 0):
             raise EngineError(f"limits.lease_seconds={self.limits.lease_seconds!r}: must be finite and not negative")
 

@@ -70,7 +70,7 @@ class CudaRunner:
         spec = decoder.spec
         self.capacity, self.rows, self.context, self.vocab = capacity, rows, context, spec.vocab
         self.threads = torch.get_num_threads()
-        self.dtype_name = str(decoder.dtype).removeprefix("torch.")
+        self.dtype_name, self.kernels = str(decoder.dtype).removeprefix("torch."), "triton"
         self.device = device
         self._decoder = decoder
         self._graphs: Graphs | None = None

@@ -21,14 +21,15 @@ from ramet.runtime.draft import Notes
 from ramet.runtime.grammar.base import Grammars
 from ramet.runtime.programs import Programs
 from ramet.runtime.scheduler import Scheduler
+from ramet.runtime.snapshot import Snapshots
 from ramet.runtime.text import Tokenizer
 
 
 class Port(Protocol):
     """Where orders come from and news go to."""
 
-    def receive(self, block: bool) -> list[m.Order]:
-        """All orders that have arrived; waits for one when `block`. Never polls."""
+    def receive(self, block: bool, seconds: float | None = None) -> list[m.Order]:
+        """All orders that have arrived; waits for one when `block`, though not longer than `seconds`. Never polls."""
 
     def send(self, step: m.Step) -> None:
         """Hand news to the client; never blocks."""
@@ -58,7 +59,10 @@ class EngineCore:
             self.scheduler, context=runner.context, tokenizer=tokenizer, clock=clock, grammars=grammars
         )
         self.collector = Collector(self.programs, self.scheduler, tokenizer=tokenizer, clock=clock)
+        self.snapshots = Snapshots(self.cache.tree, self.programs, self.scheduler, clock)
         self.stopping = False
+        self._grammars = grammars
+        self._looks: list[m.OrderSnapshot] = []  # asked for in this step
         self._overlap = limits.overlap
         self._last: Flight | None = None
         self._idle = True
@@ -72,10 +76,16 @@ class EngineCore:
         while not self.stopping:
             self.step()
 
+    def close(self) -> None:
+        """End what runs beside the loop. Idempotent."""
+        if self._grammars is not None:
+            self._grammars.close()
+
     def step(self) -> None:
         """Take orders, launch the next batch, collect the last one, sample, tell. A last one whose results may make
         tokens known (`Notes.eager`) is collected first, so that these join the very next batch."""
         stats = self._receive()
+        self.programs.resume()
         began = self._clock()
         done = self._collect() if self._last is not None and self._last.batch.owner.eager else (0, 0)
         batch = self.scheduler.plan()
@@ -94,15 +104,23 @@ class EngineCore:
             self._seconds += self._clock() - began
         news = tuple(self.programs.news)
         self.programs.news.clear()
-        if news or stats:
+        if news or stats or self._looks:
             self._steps += 1
-            self.port.send(m.Step(self._steps, news, tuple(self.stats(token) for token in stats), done))
+            looks = tuple(map(self.snapshots.take, self._looks))
+            self._looks.clear()
+            self.port.send(m.Step(self._steps, news, tuple(self.stats(token) for token in stats), done, looks))
 
     def _receive(self) -> list[int]:
         stats: list[int] = []
-        for order in self.port.receive(self._idle):
+        patience = self.scheduler.patience if self._idle else None
+        for order in self.port.receive(self._idle) if patience is None else self.port.receive(True, patience):
             if isinstance(order, m.OrderStats):
                 stats.append(order.token)
+            elif isinstance(order, m.OrderSnapshot):
+                self._looks.append(order)
+            elif isinstance(order, m.OrderWarm):
+                if self._grammars is not None:
+                    self._grammars.warm()
             elif isinstance(order, m.OrderFlush):
                 for seq in list(self.scheduler.resting):
                     self.scheduler.leave(seq)

@@ -14,6 +14,8 @@ import msgspec
 from msgspec.structs import replace
 
 from ramet.frontend.ir import Jump, Sampling, SelectMethod
+from ramet.runtime.views import OrderSnapshot as OrderSnapshot
+from ramet.runtime.views import Snapshot as Snapshot
 
 
 class Op(msgspec.Struct, frozen=True, array_like=True):
@@ -83,11 +85,12 @@ AnyOp = Append | Generate | Choose | Score | Fork | Join | Put | Close
 
 
 class OrderOpen(msgspec.Struct, frozen=True, tag="open"):
-    """A new program. `namespace` roots its prefix cache (R9)."""
+    """A new program. `namespace` roots its prefix cache (R9); programs of one `name` do alike."""
 
     program: str
     namespace: str = ""
     priority: int = 0
+    name: str = ""
 
 
 class OrderOps(msgspec.Struct, frozen=True, tag="ops", omit_defaults=True):
@@ -146,11 +149,15 @@ class OrderStats(msgspec.Struct, frozen=True, tag="stats"):
     token: int
 
 
+class OrderWarm(msgspec.Struct, frozen=True, tag="warm"):
+    """Constraints will come: make what all of them need, beside the loop."""
+
+
 class OrderStop(msgspec.Struct, frozen=True, tag="stop"):
     """Abort everything and end the engine."""
 
 
-Order = OrderOpen | OrderOps | OrderEnd | OrderAbort | OrderFlush | OrderStats | OrderStop
+Order = OrderOpen | OrderOps | OrderEnd | OrderAbort | OrderFlush | OrderStats | OrderSnapshot | OrderWarm | OrderStop
 
 
 class News(msgspec.Struct, frozen=True, array_like=True):
@@ -185,6 +192,17 @@ class Scored(News, frozen=True, array_like=True, tag="scored"):
     tops: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
+class Work(msgspec.Struct, frozen=True, array_like=True):
+    """What a call cost beyond its counts: tokens that went through the model for it, and of those the ones that it had
+    lost; how often it was retracted; seconds to its first token, and seconds for which it waited for KV memory."""
+
+    computed: int
+    recomputed: int
+    retractions: int
+    first: float
+    starved: float
+
+
 class Done(News, frozen=True, array_like=True, tag="done"):
     """A Generate or Score ended. A Generate's value is the first `keep` tokens that were sent, then `tail` (the kept
     part of a token that a stop string cut in two, tokenised again); a Score's is empty. `matched` is the stop string
@@ -201,6 +219,7 @@ class Done(News, frozen=True, array_like=True, tag="done"):
     queued: float
     seconds: float
     forced: int = 0
+    work: Work | None = None
 
 
 class Chosen(News, frozen=True, array_like=True, tag="chosen"):
@@ -215,10 +234,13 @@ class Chosen(News, frozen=True, array_like=True, tag="chosen"):
     last_step: int
     queued: float
     seconds: float
+    work: Work | None = None
 
 
 class Branched(News, frozen=True, array_like=True, tag="branched"):
-    """A Fork was carried out."""
+    """A Fork was carried out, after `known` tokens."""
+
+    known: int
 
 
 class Merged(News, frozen=True, array_like=True, tag="merged"):
@@ -275,7 +297,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The engine is up: what it runs, and how many KV slots and tokens of context it has."""
+    """The engine is up: what it runs, how many KV slots and tokens of context it has, and whose kernels compute."""
 
     model: str
     dtype: str
@@ -283,6 +305,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     kv_tokens: int
     threads: int
     load_seconds: float
+    kernels: str = ""
 
 
 class Broken(msgspec.Struct, frozen=True, tag="broken"):
@@ -293,13 +316,14 @@ class Broken(msgspec.Struct, frozen=True, tag="broken"):
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True, tag="step"):
-    """The news of one step, in order; `stats` where asked for. `batch` is (tokens, sequences) of the forward pass whose
-    results these are."""
+    """The news of one step, in order; `stats` and `snapshots` where asked for. `batch` is (tokens, sequences) of the
+    forward pass whose results these are."""
 
     step: int
     news: tuple[AnyNews, ...] = ()
     stats: tuple[Stats, ...] = ()
     batch: tuple[int, int] = (0, 0)
+    snapshots: tuple[Snapshot, ...] = ()
 
 
 Report = Ready | Broken | Step

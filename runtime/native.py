@@ -38,6 +38,7 @@ from ramet.runtime.sizing import (
 _KV = np.dtype(np.uint16)  # bfloat16, whatever the weights are
 _SHARED = 64  # new tokens of the longest segment whose prefix is read together with its siblings'
 _ALONE: tuple[I32, ...] = (np.zeros(1, np.int32), *(np.zeros(0, np.int32) for _ in range(3)))  # no groups
+_STORED = {"Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4", "Q8_0": "int8"}
 _KEPT = 64 << 20  # bytes of logits that are kept for later batches; larger ones are rare
 
 
@@ -70,6 +71,7 @@ class NativeRunner:
             raise EngineError(f"context={context}: the model {spec.name!r} has {spec.context}; ask for less")
         self.capacity, self.rows, self.context, self.vocab = capacity, rows, context, spec.vocab
         self.threads, self.dtype_name = pool.threads, weights.dtype
+        self.kernels = f"native ({pool.level})"
         self._pool, self._weights = pool, weights
         self._kv = KvPool(capacity * kv_bytes_per_token(spec, _KV))
         self._cache = library.Cache(self._kv.address, capacity)
@@ -209,14 +211,15 @@ def build(config: Config, spec: Spec, source: ModelSource, *, dtype: str = "") -
 
 
 def best_dtype(source: ModelSource) -> str:
-    """int4 for a GGUF file that is stored in 4 bits, which are packed as they are; else int8."""
+    """What the most bytes of a GGUF file's layers are stored in: int4 for 4-bit blocks, which are packed as they are;
+    int8 for Q8_0; else bfloat16, which loses nothing that shows (benchmarks/quality.py)."""
     if source.kind != "gguf":
-        return "int8"
-    bytes_of: dict[bool, int] = {True: 0, False: 0}
+        return "bfloat16"
+    bytes_of = dict.fromkeys(DTYPES, 0)
     for info in read_gguf(source.path).tensors.values():
         if info.name.startswith("blk."):
-            bytes_of[info.type in ("Q4_0", "Q4_1", "Q4_K")] += info.nbytes
-    return "int4" if bytes_of[True] > bytes_of[False] else "int8"
+            bytes_of[_STORED.get(info.type, "bfloat16")] += info.nbytes
+    return max(DTYPES, key=bytes_of.__getitem__)
 
 
 def weights_of(lib: Library, pool: Pool, spec: Spec, source: ModelSource, dtype: str) -> Packed:

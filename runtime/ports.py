@@ -8,6 +8,7 @@ a `Link` the client's.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import shutil
@@ -29,6 +30,7 @@ from ramet.runtime.config import Config
 Call = Callable[[], None]
 GRACE_SECONDS = 5.0
 SOCKETS = ("orders", "reports")  # names of the sockets in their directory
+_WAKE = "inproc://wake"  # inside the engine's process
 
 
 class Link(Protocol):
@@ -59,19 +61,40 @@ class Link(Protocol):
         """True in the engine's own thread, where waiting for its end would never end."""
 
 
+class WakingPort(Protocol):
+    """The engine's end, which can be woken by what works beside the loop (the loop itself needs an `engine.Port`)."""
+
+    def receive(self, block: bool, seconds: float | None = None) -> list[m.Order]:
+        """All orders that have arrived; waits for one, or to be woken, when `block`, though not longer than
+        `seconds`."""
+
+    def send(self, step: m.Step) -> None:
+        """Hand news to the client; never blocks."""
+
+    def wake(self) -> None:
+        """Have `receive` return, now or the next time. From any thread, until the port is closed."""
+
+
 class QueuePort:
-    """The engine's end inside one process."""
+    """The engine's end inside one process. In `orders` None stands for no order: it only wakes."""
 
     def __init__(self) -> None:
-        self.orders: queue.SimpleQueue[m.Order] = queue.SimpleQueue()
+        self.orders: queue.SimpleQueue[m.Order | None] = queue.SimpleQueue()
         self.reports: queue.SimpleQueue[m.Report | Call | None] = queue.SimpleQueue()
 
-    def receive(self, block: bool) -> list[m.Order]:
+    def receive(self, block: bool, seconds: float | None = None) -> list[m.Order]:
         """All orders that have arrived."""
-        orders = [self.orders.get()] if block else []
+        try:
+            orders = [self.orders.get(timeout=seconds)] if block else []
+        except queue.Empty:
+            orders = []
         while not self.orders.empty():
             orders.append(self.orders.get_nowait())
-        return orders
+        return [order for order in orders if order is not None]
+
+    def wake(self) -> None:
+        """Have `receive` return."""
+        self.orders.put(None)
 
     def send(self, step: m.Step) -> None:
         """Hand news over."""
@@ -138,25 +161,41 @@ class ZmqPort:
 
     def __init__(self, directory: str) -> None:
         self._context = zmq.Context()
+        self._waking = threading.Lock()
+        self._waker: zmq.Socket[bytes] | None = None
         self._orders = self._context.socket(zmq.PULL)
         self._reports = self._context.socket(zmq.PUSH)
         for socket, name in zip((self._orders, self._reports), SOCKETS, strict=True):
             socket.set_hwm(0)
             socket.setsockopt(zmq.LINGER, 1000)
             socket.connect(f"ipc://{directory}/{name}")
+        self._orders.bind(_WAKE)
         self._decoder = msgspec.msgpack.Decoder(m.Order)
         self._encoder = msgspec.msgpack.Encoder()
 
-    def receive(self, block: bool) -> list[m.Order]:
+    def receive(self, block: bool, seconds: float | None = None) -> list[m.Order]:
         """All orders that have arrived."""
+        if block and seconds is not None:
+            block = False
+            self._orders.poll(math.ceil(1000 * seconds))
         orders: list[m.Order] = []
         flag = 0 if block else zmq.NOBLOCK
         while True:
             try:
-                orders.append(self._decoder.decode(self._orders.recv(flag)))
+                data = self._orders.recv(flag)
             except zmq.Again:
                 return orders
+            if data:
+                orders.append(self._decoder.decode(data))
             flag = zmq.NOBLOCK
+
+    def wake(self) -> None:
+        """Have `receive` return: an empty message arrives."""
+        with self._waking:
+            if self._waker is None:
+                self._waker = self._context.socket(zmq.PUSH)
+                self._waker.connect(_WAKE)
+            self._waker.send(b"")
 
     def send(self, report: m.Report) -> None:
         """Hand a report over."""
@@ -325,6 +364,9 @@ def _spawn(directory: str, config: Config) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "ramet.runtime.process", directory, str(os.getpid())]
     # Threads that spin while they wait cost a factor of 20 and more as soon as another process wants the cores.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONSAFEPATH": "1"}
+    if config.kernels != "torch" and config.dtype != "float32":
+        # numpy multiplies nothing beside the native kernels, and would start its threads all the same
+        environment["OPENBLAS_NUM_THREADS"] = "1"
     # Its own process group: Ctrl-C is the client's to handle, also while the engine is still importing.
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, process_group=0)

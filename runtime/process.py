@@ -20,81 +20,57 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from ramet.frontend.errors import EngineError
 from ramet.runtime import messages as m
-from ramet.runtime.config import NATIVE, Config
-from ramet.runtime.engine import EngineCore, Port
-from ramet.runtime.grammar.automaton import GrammarCache
+from ramet.runtime.config import Config
+from ramet.runtime.engine import EngineCore
+from ramet.runtime.grammar.foundry import Foundry
 from ramet.runtime.models import hub
-from ramet.runtime.models.spec import Spec
-from ramet.runtime.ports import SOCKETS, ZmqPort
-from ramet.runtime.start import load_tokenizer
+from ramet.runtime.models.tokenizer import tokenizer_of
+from ramet.runtime.ports import SOCKETS, WakingPort, ZmqPort
+from ramet.runtime.runners import runner_for
 
 if TYPE_CHECKING:
-    from ramet.runtime.cuda import CudaRunner
-    from ramet.runtime.native import NativeRunner
-    from ramet.runtime.runner import Load, TorchRunner
-
-    AnyRunner = TorchRunner | CudaRunner
+    from ramet.runtime.grammar.automaton import GrammarCache
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
-def build(config: Config, port: Port) -> tuple[EngineCore, m.Ready]:
+def build(config: Config, port: WakingPort) -> tuple[EngineCore, m.Ready]:
     """Load the model that `config` names and put an engine on it."""
     began = time.monotonic()
     source = hub.resolve(config.model)
-    spec = hub.load_spec(source)
-    tokenizer = load_tokenizer(source)
-    config, runner = (
-        native_runner(config, spec, source) if config.dtype in NATIVE else torch_runner(config, spec, source)
-    )
+    spec, metadata = hub.load_both(source)
+    tokenizer = tokenizer_of(source, metadata, encodes=False)
+    config, runner = runner_for(config, spec, source)
     eos = tuple(sorted({*spec.eos, *tokenizer.eos}))
-    grammars = GrammarCache(tokenizer, runner.vocab, eos)
+
+    def grammars() -> GrammarCache:
+        from ramet.runtime.grammar.automaton import GrammarCache
+
+        return GrammarCache(tokenizer, runner.vocab, eos)
+
     core = EngineCore(
-        runner, port, limits=config.limits, eos=eos, tokenizer=tokenizer, model=source.name, grammars=grammars
+        runner,
+        port,
+        limits=config.limits,
+        eos=eos,
+        tokenizer=tokenizer,
+        model=source.name,
+        grammars=Foundry(grammars, port.wake),
     )
     seconds = time.monotonic() - began
-    return core, m.Ready(source.name, runner.dtype_name, runner.context, runner.capacity, runner.threads, seconds)
+    sizes = (runner.context, runner.capacity, runner.threads, seconds)
+    return core, m.Ready(source.name, runner.dtype_name, *sizes, runner.kernels)
 
 
-def native_runner(config: Config, spec: Spec, source: hub.ModelSource) -> tuple[Config, NativeRunner]:
-    """The runner of the native kernels, and what `config` means on the CPU; torch is not imported. Raises `EngineError`
-    where they cannot serve, with the reason."""
-    from ramet.runtime import native
-
-    config = config.on("cpu")
-    missing = native.available()
-    if missing:
-        raise EngineError(f"dtype={config.dtype!r}: needs the native kernels: {missing}; choose auto or bfloat16")
-    return config, native.build(config, spec, source)
-
-
-def torch_runner(config: Config, spec: Spec, source: hub.ModelSource) -> tuple[Config, AnyRunner]:
-    """The runner of torch's operations or of the GPU, and what `config` means on its device."""
-    from ramet.runtime.device import choose  # torch is imported here, not by whoever imports this module
-    from ramet.runtime.models.load import load_weights
-
-    config = config.on(choose(config.device))
-    return config, build_runner(config, spec, lambda dtype: load_weights(source, spec, dtype))
-
-
-def build_runner(config: Config, spec: Spec, load: Load) -> AnyRunner:
-    """The runner on the device that `config` names, which is no longer "auto"."""
-    if config.device == "cuda":
-        from ramet.runtime.cuda import build
-
-        return build(config, spec, load)
-    from ramet.runtime.runner import build as build_on_cpu
-
-    return build_on_cpu(config, spec, load)
-
-
-def serve(config: Config, port: Port, ready: Callable[[m.Ready], None]) -> None:
+def serve(config: Config, port: WakingPort, ready: Callable[[m.Ready], None]) -> None:
     """Build, say ready, loop."""
     core, hello = build(config, port)
-    ready(hello)
-    core.run()
+    try:
+        ready(hello)
+        core.run()
+    finally:
+        core.close()
 
 
 def _end_with(parent: int, directory: str) -> None:

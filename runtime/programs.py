@@ -8,46 +8,22 @@ poisons its own sequence and what refers to its value, nothing else; a program e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from ramet.runtime import joins
 from ramet.runtime import messages as m
 from ramet.runtime.batch import I32
-from ramet.runtime.calls import Bounds, Refused, begin
-from ramet.runtime.grammar.base import Automaton, GrammarError, Grammars
+from ramet.runtime.calls import Bounds, Refused, automaton, begin
+from ramet.runtime.grammar.base import Grammars
+from ramet.runtime.lengths import site_of
+from ramet.runtime.program import Program as Program
 from ramet.runtime.scheduler import Scheduler
 from ramet.runtime.sequence import Generating, Scoring, Sequence
 from ramet.runtime.text import Tokenizer
 
-Failure = tuple[str, str]  # kind and message
-
-
-@dataclass(eq=False, slots=True)
-class Program:
-    """One live program. `open` counts ops that were received and did not end; `waiters` maps an op (whose value is
-    awaited) or a branch (whose end is) to the sequences that wait."""
-
-    id: str
-    namespace: str
-    priority: int
-    order: int
-    began: float
-    sequences: dict[str, Sequence] = field(default_factory=dict)
-    values: dict[str, I32] = field(default_factory=dict)
-    broken: dict[str, Failure] = field(default_factory=dict)
-    waiters: dict[str, list[Sequence]] = field(default_factory=dict)
-    early: dict[str, list[m.AnyOp]] = field(default_factory=dict)
-    ended: bool = False
-    open: int = 0
-    calls: int = 0
-    prompt: int = 0
-    cached: int = 0
-    generated: int = 0
-    forced: int = 0
-    computed: int = 0
-    steps: int = 0
-    last_step: int = -1
+MARKS = 64  # calls of a sequence behind which its growth is learned
+GRAMMAR = "grammar"  # under this key of `waiters` sequences wait for grammars that are being built
 
 
 class Programs:
@@ -81,7 +57,7 @@ class Programs:
         """Carry out an order about one program; orders about programs that are over change nothing."""
         if isinstance(order, m.OrderOpen):
             if order.program not in self.live:
-                program = Program(order.program, order.namespace, order.priority, self._born, self._clock())
+                program = Program(order.program, order.namespace, order.priority, self._born, self._clock(), order.name)
                 self._born += 1
                 self.live[order.program] = program
                 self._sequence(program, "0")
@@ -105,7 +81,9 @@ class Programs:
 
     def _accept(self, program: Program, op: m.AnyOp) -> None:
         program.open += 1
+        program.changed = True
         if isinstance(op, m.Put):
+            self.scheduler.learned.values.add(site_of(program.name, op.op), len(op.tokens))
             self._define(program, op.op, np.array(op.tokens, np.int32))
             program.open -= 1
             return
@@ -158,6 +136,7 @@ class Programs:
         """Begin ops until one takes time or has to wait."""
         while seq.task is None and seq.ops and (seq.failed is not None or not self._blocked(seq, seq.ops[0])):
             op = seq.ops.popleft()
+            seq.program.changed = True
             if seq.closed:
                 if not isinstance(op, m.Close):
                     self._break(seq.program, op.op, "generation", f"sequence {seq.name} is closed")
@@ -181,6 +160,10 @@ class Programs:
         elif isinstance(op, m.Join):
             branches = ((name, program.sequences.get(name)) for name in op.branches)
             missing = [name for name, branch in branches if branch and not branch.closed and branch.failed is None]
+            if missing:
+                joins.begin(seq, op, self._bounds.longest)
+        elif isinstance(op, m.Generate) and op.grammar and self._grammars is not None:
+            missing = [] if self._grammars.prepare(op.grammar, program.id) else [GRAMMAR]
         else:
             return False
         for key in missing[:1]:
@@ -201,6 +184,8 @@ class Programs:
             self._join(seq, op)
         elif isinstance(op, m.Close):
             seq.closed = True
+            for site, at in seq.marks:
+                self.scheduler.learned.growth.add(site, seq.known - at)
             self.scheduler.leave(seq)
             self._notify(seq.program, seq.name)
 
@@ -226,16 +211,23 @@ class Programs:
 
     def _call(self, seq: Sequence, op: m.Generate | m.Choose | m.Score) -> None:
         now = self._clock()
+        self.scheduler.arrive(seq)
         try:
             task = begin(op, seq.known, self._bounds, eos=self.scheduler.eos, tokenizer=self._tokenizer, now=now)
             if isinstance(task, Generating) and task.op.grammar:
-                task.automaton = self._automaton(task.op.grammar)
+                task.automaton = automaton(self._grammars, task.op.grammar)
         except Refused as refused:
             self.fail(seq, op.op, refused.kind, refused.message)
             return
+        task.lack = self.scheduler.lack.total(now)
         seq.task = task
         seq.program.calls += 1
         seq.program.prompt += task.prompt
+        site = site_of(seq.program.name, op.op)
+        if seq.program.name and len(seq.marks) < MARKS:
+            seq.marks.append((site, seq.known))
+        if isinstance(task, Generating):
+            task.expected = self.scheduler.learned.call(site, task.limit, task.op.sampling.max_tokens)
         if isinstance(task, Generating) and task.automaton is not None:
             before, self._beginning = self._beginning, seq
             try:
@@ -244,14 +236,6 @@ class Programs:
                 self._beginning = before
         elif isinstance(task, Scoring):
             self.scheduler.cache.retreat(seq, task.at)
-
-    def _automaton(self, grammar: str) -> Automaton:
-        if self._grammars is None:
-            raise Refused("generation", "this engine has no grammars")
-        try:
-            return self._grammars.automaton(grammar)
-        except GrammarError as error:
-            raise Refused("constraint", str(error)) from None
 
     def announce(self, begun: Iterable[Sequence]) -> None:
         """Tell of the calls whose prompt is computed with the batch that was just planned."""
@@ -266,35 +250,36 @@ class Programs:
         for name in op.into:
             child = self._sequence(seq.program, name)
             child.append(seq.tokens(0, seq.known))
-            child.base = seq.known
+            child.base, child.parent = seq.known, seq
             self.scheduler.cache.fork(seq, child)
             if child.node is not None:
                 self.scheduler.rest(child)
             self._guarded(child)
-        self.news.append(m.Branched(seq.program.id, op.op))
+        self.news.append(m.Branched(seq.program.id, op.op, seq.known))
 
     def _join(self, seq: Sequence, op: m.Join) -> None:
-        tokens: list[I32] = [np.zeros(0, np.int32)]
-        for name in op.branches:
-            branch = seq.program.sequences.get(name)
-            if branch is None:
-                self.fail(seq, op.op, "generation", f"branch {name} does not exist")
-                return
-            if branch.failed is not None:
-                kind, message = branch.failed
-                self.fail(seq, op.op, kind, f"branch {name} failed: {message}")
-                return
-            tokens.append(branch.tokens(branch.base, branch.known))
-        joined = np.concatenate(tokens)
-        self._extend(seq, op.op, joined)
+        failure = joins.failure(seq, op)
+        if failure is not None:
+            self.fail(seq, op.op, *failure)
+            return
+        self._extend(seq, op.op, np.array(joins.tokens_of(seq, op, seq.joined), np.int32))
+        seq.joined = 0
         if seq.failed is None:
-            self.news.append(m.Merged(seq.program.id, op.op, tuple(joined.tolist())))
+            self.news.append(m.Merged(seq.program.id, op.op, tuple(joins.tokens_of(seq, op))))
 
     # -- values and waiting
 
     def _notify(self, program: Program, key: str) -> None:
         for seq in program.waiters.pop(key, ()):
             self._guarded(seq)
+
+    def resume(self) -> None:
+        """Begin the ops whose grammars have been built since the last step."""
+        for owner in self._grammars.built() if self._grammars is not None else ():
+            program = self.live.get(owner)
+            if program is not None:
+                self._notify(program, GRAMMAR)
+                self.conclude(program)
 
     def _define(self, program: Program, op: str, tokens: I32) -> None:
         program.values[op] = tokens
@@ -305,7 +290,9 @@ class Programs:
         assert seq.task is not None, "only a task ends"
         op = seq.task.op.op
         seq.task = None
-        seq.fresh = 0
+        seq.fresh = seq.again = 0
+        seq.lost = min(seq.lost, seq.known - 1)  # whatever stood behind is another text now
+        seq.program.changed = True
         if seq is self._beginning:  # who begins it goes on with the next op
             self._define(seq.program, op, value)
             return
@@ -356,6 +343,10 @@ class Programs:
     def end(self, program: Program, kind: str = "", message: str = "") -> None:
         """The program's one terminal event; whatever it holds is given up."""
         del self.live[program.id]
+        if self.scheduler.bank is not None:
+            self.scheduler.bank.forget(program)
+        if self._grammars is not None:
+            self._grammars.forget(program.id)
         for seq in program.sequences.values():
             seq.turn += 1
             seq.flying = 0
@@ -370,7 +361,7 @@ class Programs:
         """End a program that has nothing left to do; fail ops that wait for what will never come."""
         if not program.ended or program.id not in self.live:
             return
-        while program.open and not any(seq.task for seq in program.sequences.values()):
+        while program.open and GRAMMAR not in program.waiters and not any(s.task for s in program.sequences.values()):
             self._give_up(program)
         if not program.open:
             self.end(program)

@@ -68,7 +68,7 @@ class TorchRunner:
         spec = decoder.spec
         self.capacity, self.rows, self.context, self.vocab = capacity, rows, context, spec.vocab
         self.threads = torch.get_num_threads()
-        self.dtype_name = str(decoder.dtype).removeprefix("torch.")
+        self.dtype_name, self.kernels = str(decoder.dtype).removeprefix("torch."), "torch"
         self._decoder, self._device = decoder, decoder.device
         shape = (spec.layers, 2, spec.kv_heads, capacity, spec.head_dim)
         with torch.inference_mode():

@@ -3,23 +3,28 @@
 In: sequences that want work (from `Programs`). Out: `plan() → Batch`, `masks(batch) → Masks`. It knows no phases: a
 sequence has tokens known and tokens computed, a step computes some of the difference. Running sequences go first,
 then waiting ones in admission order. When memory runs out it evicts what nobody holds, then revokes leases, then
-retracts the youngest sequence; the oldest one is never retracted for another, so one sequence can always finish.
+retracts the youngest sequence; the oldest one is never retracted for another, so one sequence can always finish. Under
+the policy "peak" a `Bank` says whom memory is lent to, and leases are taken from younger programs only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 
-import numpy as np
-
-from ramet.runtime import admission, asking, decode, scoring
+from ramet.runtime import admission, decode
+from ramet.runtime.bank import Bank
 from ramet.runtime.batch import I32, Batch, Masks
 from ramet.runtime.cache import Cache
 from ramet.runtime.config import Limits
 from ramet.runtime.draft import Draft, Notes
+from ramet.runtime.extension import Extension
+from ramet.runtime.footprint import footprint
+from ramet.runtime.lack import Lack
+from ramet.runtime.leases import Leases, Pace
+from ramet.runtime.lengths import Learned
 from ramet.runtime.parameters import Parameters
-from ramet.runtime.sequence import NO_SLOTS, Choosing, Generating, Scoring, Sequence
+from ramet.runtime.sequence import NO_SLOTS, Choosing, Generating, Sequence
 from ramet.runtime.waiting import Waiting
 
 FEW = 3  # so many decoding sequences are planned together rather than one by one
@@ -27,7 +32,7 @@ _AGE = attrgetter("age")
 
 
 class Scheduler:
-    """Decides what the next step computes. Public: `wake`, `plan`, `masks`, `rest`, `park`, `leave`."""
+    """Decides what the next step computes. Public: `plan`, `masks`; of a sequence `arrive`, `wake`, `rest`, `leave`."""
 
     def __init__(
         self, cache: Cache, limits: Limits, eos: tuple[int, ...], clock: Callable[[], float], *, vocab: int = 0
@@ -36,20 +41,41 @@ class Scheduler:
         self.vocab = vocab  # of the logits, for masks
         self.limits = limits
         self.clock = clock
-        self.lengths = admission.Lengths()
+        self.learned = Learned()
+        self.aware = limits.policy != "lru-fcfs"  # of programs
+        self.bank = Bank(cache, self.learned) if limits.policy == "peak" else None
         self.running: dict[Sequence, None] = {}  # seated, oldest first once planned
-        self.waiting = Waiting(cache.tree)  # want work, have no row
-        self.resting: dict[Sequence, None] = {}  # want nothing, hold a lease; coldest first
+        self.waiting = Waiting(cache.tree, aware=self.aware)  # want work, have no row
+        self.leases = Leases(limits.lease_seconds, clock)
+        self.resting = self.leases.resting  # want nothing, hold a lease; coldest first
+        self.patience: float | None = None  # seconds after which to plan again, if nothing else happens before
         self.served: dict[str, int] = {}  # tokens computed per namespace, for fairness
+        self.extension = Extension(cache, limits, clock, self.served, self._reserve)
         self.steps = 0
         self.computed = 0
         self.retractions = 0
+        self.revocations = 0  # leases taken back
+        self.lack = Lack()
         self.eos = eos
         self.parameters = Parameters(len(cache.rows.table))
         self._oldest_first: list[Sequence] | None = []  # `running` in order; None: to be sorted
         self._sated: dict[Sequence, None] = {}  # waiting, and want nothing any more
+        self._pace = Pace()
+        self._idle_since: float | None = None
+        self._calls = 0
+        self._seats = admission.Footprints([])
 
     # -- who is where
+
+    def arrive(self, seq: Sequence) -> None:
+        """A call of the sequence is about to begin. Where nothing is known of programs it has lost its place and its
+        lock with the last one, and is as old as its call."""
+        if not self.aware:
+            self._calls += 1
+            self._forget(seq)
+            seq.lose()
+            self.cache.park(seq)
+            seq.age = (self._calls, seq.order)
 
     def wake(self, seq: Sequence) -> None:
         """The sequence may want work: queue it unless it is seated."""
@@ -58,19 +84,23 @@ class Scheduler:
             self.waiting.update(seq)
             if not seq.wants_work():
                 self._sated[seq] = None
-        elif seq.row is None and not over and seq.wants_work():
-            self.resting.pop(seq, None)
+        elif seq.row is None and not over and self._wants(seq):
+            self.leases.drop(seq)
             seq.since = self.clock()
             self.waiting.add(seq)
+
+    def _wants(self, seq: Sequence) -> bool:
+        return seq.wants_work() and (self.aware or seq.task is not None)
 
     def rest(self, seq: Sequence) -> None:
         """It wants nothing now (Python or a tool runs): it keeps a lease on its prefix, not its row."""
         self._unseat(seq)
         self.waiting.discard(seq)
         self.cache.rest(seq)
-        if seq.node is not None and seq not in self.resting:
-            seq.since = self.clock()
-            self.resting[seq] = None
+        if not self.aware:
+            self.cache.park(seq)
+        elif seq.node is not None:
+            self.leases.add(seq)
 
     def leave(self, seq: Sequence) -> None:
         """It is done, failed or aborted: what it computed stays as long as nobody needs the room."""
@@ -80,7 +110,9 @@ class Scheduler:
     def discard(self, seq: Sequence) -> None:
         """Its KV cannot be trusted; if it still wants work it begins anew."""
         self._forget(seq)
+        seq.lose()
         self.cache.discard(seq)
+        self._suspend(seq)
         if isinstance(seq.task, Choosing):
             seq.task.launched = False
         self.wake(seq)
@@ -88,11 +120,20 @@ class Scheduler:
     def _forget(self, seq: Sequence) -> None:
         self._unseat(seq)
         self.waiting.discard(seq)
-        self.resting.pop(seq, None)
+        self.leases.drop(seq)
         self.cache.drop(seq)
 
+    def _suspend(self, seq: Sequence) -> None:
+        """It has lost its KV: when its program holds no more, it is not admitted any longer."""
+        if self.bank is not None and all(other.node is None for other in seq.program.sequences.values()):
+            self.bank.forget(seq.program)
+
     def _seat(self, seq: Sequence) -> None:
+        if self.bank is not None:
+            self.bank.admit(seq.program, self.steps)
         self.waiting.discard(seq)
+        if seq.task is not None:
+            seq.task.seated(self.lack, self.clock())
         self.running[seq] = None
         self._oldest_first = None
 
@@ -108,17 +149,22 @@ class Scheduler:
         launch)."""
         draft = Draft(self.steps, self.limits.batch_tokens, self.parameters)
         self._expire()
+        self.patience = None
         decoding, others = self._ready()
         self._decode(decoding, draft)
         if len(draft.members) < len(decoding):  # who got nothing tries again in its turn
             others = sorted([*(seq for seq in decoding if seq not in draft.members), *others], key=_AGE)
         for seq in others:
             self._try(seq, draft)
-        self._admit(draft)
+        self.lack.note(self._admit(draft), self.clock())
         batch = draft.launch()
-        if batch is not None:
-            self.steps += 1
-            self._account(batch, draft.notes)
+        self._pace.note(self.clock(), draft.count)
+        if batch is None:
+            self._starve()
+            return None
+        self._idle_since = None
+        self.steps += 1
+        self._account(batch, draft.notes)
         return batch
 
     def _ready(self) -> tuple[list[Sequence], list[Sequence]]:
@@ -134,12 +180,12 @@ class Scheduler:
             if isinstance(task, Generating) and task.drawn:
                 if task.made + seq.flying < task.limit:
                     decoding.append(seq)
-            elif seq.wants_work():
+            elif self._wants(seq):
                 others.append(seq)
             else:
                 idle = idle or task is None
         if idle:
-            for seq in [s for s in self.running if s.task is None and not s.wants_work()]:
+            for seq in [s for s in self.running if s.task is None and not self._wants(s)]:
                 self.rest(seq)
         return decoding, others
 
@@ -167,7 +213,7 @@ class Scheduler:
 
     def _try(self, seq: Sequence, draft: Draft) -> None:
         if seq in self.running and seq not in draft.members:  # not retracted meanwhile for an older one
-            self._schedule(seq, draft)
+            self.extension.schedule(seq, draft)
 
     def _account(self, batch: Batch, notes: Notes) -> None:
         self.computed += len(batch)
@@ -179,113 +225,6 @@ class Scheduler:
                 if program.steps == 1:  # it runs: what waits of it goes before programs that do not
                     for other in program.sequences.values():
                         self.waiting.update(other)
-
-    def _schedule(self, seq: Sequence, draft: Draft) -> bool:
-        """Add what this step computes for a seated sequence; False when it got nothing."""
-        row = self._follow(seq, draft)
-        goal = seq.goal()
-        todo = min(goal - seq.computed, max(draft.left, 0), self.limits.chunk_tokens)
-        if isinstance(seq.task, Scoring):
-            todo = scoring.allowed(seq.task, seq.computed, todo, draft)
-        if row is None and (todo <= 0 or self._awaits(seq, draft)):
-            return False
-        extra = asking.extra(seq, todo, row, draft) if seq.computed + todo == goal else 0
-        if extra and draft.count and todo + extra > draft.left:
-            self._step_back(seq)
-            return False
-        slots = self._reserve(todo + extra, seq, draft)
-        if slots is None:
-            self._step_back(seq)
-            return False
-        if row is None:
-            row = self._compute(seq, slots[:todo], draft)
-        complete = seq.computed == goal
-        self._note(seq, draft, complete=complete)
-        asking.ask(seq, row, slots, todo, draft, self.cache, complete=complete)
-        return True
-
-    def _step_back(self, seq: Sequence) -> None:
-        """It got nothing in this step: if it shared another's last token, it lets go of it, to ask for its logits
-        again."""
-        if seq.computed == seq.known == seq.depth:
-            self.cache.settle(seq, seq.known - 1)
-
-    def _next(self, seq: Sequence) -> int:
-        return int(seq.buffer[seq.computed]) if seq.computed < seq.known else -1
-
-    def _awaits(self, seq: Sequence, draft: Draft) -> bool:
-        """True when another member is about to compute its very next token, a step later: then it waits for that."""
-        if seq.node is None or seq.flying or seq.computed != seq.depth:
-            return False
-        if isinstance(seq.task, Scoring) and seq.computed >= seq.task.at:
-            return False  # it wants the logits itself
-        return (seq.node, self._next(seq)) in draft.frontier
-
-    def _follow(self, seq: Sequence, draft: Draft) -> int | None:
-        """Move along what others have computed. The batch's row with its last token's logits, if another member
-        computes that very token in this step: then nothing is left to do but to sample."""
-        if isinstance(seq.task, Scoring):
-            self.cache.settle(seq, seq.computed)  # its last chunk: what the tree had meanwhile, or before, is freed
-        if seq.flying or seq.computed != seq.depth or seq.node is None:
-            return None
-        self.cache.advance(seq, seq.reach())
-        if seq.task is None or isinstance(seq.task, Scoring) or seq.computed != seq.known - 1 or seq.task.launched:
-            return None
-        child = seq.node.children.get(int(seq.buffer[seq.computed]))
-        if child is None:
-            return None
-        row = draft.ends.get(child) if child.depth == seq.known else None
-        if row is not None:
-            self.cache.advance(seq, seq.known)
-        return row
-
-    def _compute(self, seq: Sequence, slots: I32, draft: Draft) -> int:
-        """The segment for the next len(slots) tokens; the index of its last token in the batch."""
-        assert seq.row is not None, "scheduled sequences are seated"
-        start, count = seq.computed, len(slots)
-        settled = start == seq.depth and not seq.flying
-        tokens = np.full(count, -1, np.int32)
-        known = min(count, seq.known - start)
-        tokens[:known] = seq.buffer[start : start + known]
-        self.cache.extend(seq, slots)
-        first = draft.segment(tokens, start, slots, self.cache.rows.table[seq.row, : start + count])
-        if known < count:
-            draft.feed(first + known, seq.row)
-        seq.fresh += count
-        last = first + count - 1
-        next_one = count == 1 and isinstance(seq.task, Generating) and seq.task.drawn
-        if settled and not next_one:
-            self._publish(seq, last, draft)
-        namespace = seq.program.namespace
-        if namespace not in self.served:
-            self.served[namespace] = min(self.served.values(), default=0)
-        self.served[namespace] += count
-        seq.program.computed += count
-        return last
-
-    def _publish(self, seq: Sequence, last: int, draft: Draft) -> None:
-        if self.cache.publish(seq):
-            assert seq.node is not None, "published"
-            draft.published(seq.node, last, self._next(seq) if seq.computed < seq.goal() else None)
-        else:  # its last prompt token was in the tree, and is computed again for its logits: once for all who want them
-            assert seq.node is not None, "seated"
-            node, matched = self.cache.tree.match(seq.node, seq.tokens(seq.depth, seq.computed))
-            if matched == seq.computed - seq.depth:
-                draft.published(node, last, None)
-
-    def _note(self, seq: Sequence, draft: Draft, *, complete: bool) -> None:
-        """It takes part; `complete`: with this step all is computed that its op waits for."""
-        draft.join(seq)
-        task = seq.task
-        if task is None:
-            return
-        if task.began < 0 and not task.launched:
-            task.began = self.clock()
-            task.first_step = draft.step
-        if complete and not seq.is_sampling():
-            task.computed = min(seq.fresh, task.prompt)
-            if not task.announced:
-                draft.notes.begun.append(seq)
 
     # -- memory
 
@@ -301,28 +240,60 @@ class Scheduler:
             slots = self.cache.take(count, after)
             if slots is not None:
                 return slots
-            if not self._revoke() and not self._retract(seq, draft):
+            if not self._revoke(seq) and not self._retract(seq, draft):
                 return None
 
-    def _revoke(self) -> bool:
-        """Take back one lease: of the sequence that rests longest, else of the youngest that waits. False when there
-        is none."""
-        seq = next(iter(self.resting), None)
-        if seq is None:
-            seq = max((s for s in self.waiting if s.node is not None), key=_AGE, default=None)
+    def _revoke(self, needy: Sequence) -> bool:
+        """Take back one lease. Under a bank: of the programs younger than the needy one, and of its own, by least
+        waste; else that of the sequence that rests longest, or of the youngest that waits. False when there is none."""
+        if self.bank is not None:
+            mine, first = needy.program, needy.program.order
+            holders = (s for s in self._holders() if s.program.order > first or (s.program is mine and s is not needy))
+            seq = self.leases.cheapest(holders)
+        else:
+            seq = next(iter(self.resting), None)
+            if seq is None:
+                seq = max((s for s in self.waiting if s.node is not None), key=_AGE, default=None)
         if seq is None:
             return False
-        self.resting.pop(seq, None)
-        self.cache.park(seq)
+        self._take_lease(seq)
         return True
 
+    def _holders(self) -> Iterator[Sequence]:
+        yield from self.resting
+        yield from (seq for seq in self.waiting if seq.node is not None)
+
+    def _take_lease(self, seq: Sequence) -> None:
+        self.revocations += 1
+        self.leases.drop(seq)
+        seq.lose()
+        self.cache.park(seq)
+        self._suspend(seq)
+
     def _expire(self) -> None:
-        now = self.clock()
-        while self.resting:
-            seq = next(iter(self.resting))
-            if now - seq.since <= self.limits.lease_seconds:
-                return
-            self._revoke()
+        while (seq := self.leases.expired()) is not None:
+            self._take_lease(seq)
+
+    def _starve(self) -> None:
+        """Nothing could be computed. If leases stand in the way of somebody, and nothing is in the air, they are taken
+        after a while: a program may wait for another that waits for its lease. If it is who waits first that has the
+        only one, then the youngest gives up its place."""
+        if self._idle_since is None:
+            self._idle_since = self.clock()
+            return
+        if self.bank is None or not (self.waiting or any(self._wants(seq) for seq in self.running)):
+            return
+        head = next(iter(self.waiting.next(self.served)), None)
+        victim = self.leases.cheapest(seq for seq in self._holders() if seq is not head)
+        if victim is None:
+            if self.running:
+                self.patience = 0.0
+                self.retract(max(self.running, key=_AGE))
+            return
+        price = self.leases.price(victim, self._pace.seconds)
+        self.patience = max(self._idle_since + price - self.clock(), 0.0)
+        if not self.patience:
+            self._take_lease(victim)
 
     def _retract(self, needy: Sequence, draft: Draft) -> bool:
         """Send the youngest sequence that is not part of this step, and younger than `needy`, back to the queue."""
@@ -336,44 +307,86 @@ class Scheduler:
     def retract(self, seq: Sequence) -> None:
         """Take a sequence's row and lock; what it computed is the first to be evicted. It loses time, nothing else."""
         self.retractions += 1
+        seq.lose()
+        if seq.task is not None:
+            seq.task.retractions += 1
+            seq.task.away = self.clock()
         self._forget(seq)
         self.cache.park(seq, cold=True)
+        self._suspend(seq)
         self.wake(seq)
 
     # -- admission
 
-    def _admit(self, draft: Draft) -> None:
-        """Seat waiting sequences, best first, while rows, budget and the peak of their footprints allow."""
+    def _admit(self, draft: Draft) -> bool:
+        """Seat waiting sequences, best first, while rows, budget and memory allow. Who has begun may still be let in
+        when a newcomer may not. True when memory kept somebody out."""
         for seq in self._sated:
-            if seq in self.waiting and not seq.wants_work() and not seq.flying:
+            if seq in self.waiting and not self._wants(seq) and not seq.flying:
                 self.rest(seq)
         self._sated.clear()
         if not self.waiting or draft.left <= 0 or not self.cache.rows.free:
-            return
-        footprints, retractions = self._footprints(), self.retractions
+            return False
+        self._seats, retractions = self._footprints(), self.retractions
+        shut, put_off = False, None
         for seq in self.waiting.next(self.served):
             if draft.left <= 0:
-                return
-            if seq.flying:
+                return shut
+            begun = self.bank is not None and seq.program in self.bank.admitted
+            if seq.flying or (shut and not begun):
                 continue
-            if not self.cache.seat(seq):
-                return
             if self.retractions != retractions:
-                footprints, retractions = self._footprints(), self.retractions
-            room = self.cache.capacity - self.cache.tree.locked
-            if self.running and not footprints.fits(admission.footprint(seq, self.lengths), room):
+                self._seats, retractions = self._footprints(), self.retractions
+            if not self._fits(seq):
+                shut = True
+                put_off = put_off or (seq if begun else None)
+                if self.bank is None or not self.cache.rows.free:
+                    return shut
+            elif not self._begin(seq, draft):
+                return shut
+        if put_off is not None and not self.running:
+            self._begin(put_off, draft)
+        return shut
+
+    def _fits(self, seq: Sequence) -> bool:
+        """True when there is memory for a sequence's op. Gives it a lock on what is cached of it, and takes that from a
+        newcomer for whom there is none."""
+        begun = self.bank is not None and seq.program in self.bank.admitted
+        others = self.running if self.bank is None else len(self.bank.admitted) > begun
+        if not others:
+            return True
+        locked = seq.node is not None
+        self.cache.attach(seq)
+        room = self.cache.capacity - self.cache.tree.locked
+        fits = self._seats.fits(footprint(seq), room)
+        if fits and self.bank is not None and begun:
+            fits = self.bank.lends(seq, self.running, self._seats, room, self.steps)
+        elif fits and self.bank is not None:
+            fits = self.bank.affords(seq.program, room, self.steps)
+        if not fits and not locked:
+            self.cache.park(seq)
+        return fits
+
+    def _begin(self, seq: Sequence, draft: Draft) -> bool:
+        """Seat a waiting sequence and schedule it; False when it must go on waiting, and so must all."""
+        locked = seq.node is not None
+        if not self.cache.seat(seq):
+            return False
+        self._seat(seq)
+        if not self.extension.schedule(seq, draft) and not draft.count:
+            self._unseat(seq)
+            if locked and self.bank is not None:
+                self.cache.rest(seq)
+            else:
                 self.cache.park(seq)
-                return
-            self._seat(seq)
-            if not self._schedule(seq, draft) and not draft.count:
-                self._unseat(seq)
-                self.cache.park(seq)
-                self.waiting.add(seq)
-                return
-            footprints.add(admission.footprint(seq, self.lengths))
+                self._suspend(seq)
+            self.waiting.add(seq)
+            return False
+        self._seats.add(footprint(seq))
+        return True
 
     def _footprints(self) -> admission.Footprints:
-        return admission.Footprints([admission.footprint(seq, self.lengths) for seq in self.running])
+        return admission.Footprints([footprint(seq) for seq in self.running])
 
     # -- sampling
 

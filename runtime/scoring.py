@@ -23,7 +23,8 @@ def add_trial(seq: Sequence, task: Choosing, row: int, prompt: I32, slots: I32, 
         bare = task.extra[: len(task.op.context)]
         context = draft.segment(np.array(task.op.context, np.int32), 0, bare, bare) + len(bare) - 1
         draft.trie(task.trie, task.extra[len(bare) :], bare, context)
-    seq.program.computed += draft.count - before
+    task.beside = draft.count - before
+    seq.program.computed += task.beside
     task.launched = True
     draft.notes.trials.append(Trial(seq, seq.turn, task, first))
 
@@ -42,7 +43,8 @@ def add_span(seq: Sequence, task: Scoring, row: int, count: int, draft: Draft) -
         return
     task.at = seq.computed
     task.launched = task.at == task.end
-    asked = seq.tokens(begin + 1, task.at + 1) if task.end < task.prompt else seq.tokens(0, 0)
+    any_asked = task.end < task.prompt and task.op.start < task.prompt
+    asked = seq.tokens(begin + 1, task.at + 1) if any_asked else seq.tokens(0, 0)
     rows = range(row - (seq.computed - 1 - begin), row + 1) if len(asked) else range(0)
     first = draft.targets(list(rows), asked.tolist(), task.op.top)
     draft.scorable -= len(asked)

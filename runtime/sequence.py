@@ -16,6 +16,8 @@ from ramet.runtime import messages as m
 from ramet.runtime.batch import I32
 from ramet.runtime.choices import Trie
 from ramet.runtime.grammar.base import Automaton
+from ramet.runtime.lack import Lack
+from ramet.runtime.lengths import Site
 from ramet.runtime.radix import Node
 from ramet.runtime.text import Detokenizer, StopMatcher, Tokenizer
 
@@ -30,7 +32,22 @@ class Call:
     """Bookkeeping that Generate, Choose and Score share: when and how its prompt was computed. Times are the clock's
     seconds."""
 
-    __slots__ = ("announced", "arrived", "began", "computed", "end", "first_step", "launched", "prompt")
+    __slots__ = (
+        "announced",
+        "arrived",
+        "away",
+        "began",
+        "beside",
+        "computed",
+        "end",
+        "first",
+        "first_step",
+        "lack",
+        "launched",
+        "prompt",
+        "retractions",
+        "starved",
+    )
 
     def __init__(self, prompt: int, now: float) -> None:
         self.prompt = prompt  # tokens before the op
@@ -41,6 +58,18 @@ class Call:
         self.first_step = -1
         self.launched = False  # a Choose or Score: all that it wants is in the air
         self.announced = False  # the client knows that its prompt is computed
+        self.first = -1.0  # when its first token was there
+        self.beside = 0  # tokens computed for it that are none of the sequence's: tries, guesses
+        self.retractions = 0
+        self.away = -1.0  # since when it has been retracted
+        self.lack = 0.0  # the scheduler's lack of memory when it began to wait
+        self.starved = 0.0  # seconds for which it waited for memory
+
+    def seated(self, lack: Lack, now: float) -> None:
+        """Its wait, if it had one, is over."""
+        total = lack.total(now)
+        self.starved += now - self.away if self.away >= 0 else total - self.lack
+        self.away, self.lack = -1.0, total
 
     @property
     def cached(self) -> int:
@@ -60,6 +89,7 @@ class Generating(Call):
         "drawn",
         "edits",
         "ends",
+        "expected",
         "forced",
         "guess",
         "held",
@@ -89,6 +119,7 @@ class Generating(Call):
         self.op = op
         self.start = start
         self.limit = limit  # tokens that it may sample at most
+        self.expected = limit  # of those, the ones that its call site makes one expect
         self.made = 0  # tokens sampled and collected, or forced
         self.sent = 0  # of those, tokens in the value so far (an end token is not)
         self.forced = 0  # of those, tokens that needed no decode step of their own
@@ -159,6 +190,7 @@ class Sequence:
     private slots."""
 
     __slots__ = (
+        "again",
         "age",
         "base",
         "buffer",
@@ -167,11 +199,15 @@ class Sequence:
         "failed",
         "flying",
         "fresh",
+        "joined",
         "known",
+        "lost",
+        "marks",
         "name",
         "node",
         "ops",
         "order",
+        "parent",
         "program",
         "row",
         "since",
@@ -189,7 +225,12 @@ class Sequence:
         self.flying = 0
         self.computed = 0
         self.fresh = 0  # tokens computed since the last op ended: what the next call's prompt cost
+        self.again = 0  # of those, tokens that had been computed and were lost
+        self.lost = 0  # positions below it were computed once, and may be gone
         self.base = 0  # length at the fork that made it
+        self.parent: Sequence | None = None  # whose fork that was
+        self.joined = 0  # branches of the Join that waits first, whose texts are here already
+        self.marks: list[tuple[Site, int]] = []  # where its calls began: their sites, and its length then
         self.node: Node | None = None
         self.row: int | None = None
         self.ops: deque[m.AnyOp] = deque()
@@ -198,6 +239,10 @@ class Sequence:
         self.closed = False
         self.failed: tuple[str, str] | None = None  # kind and message: what poisoned it
         self.since = 0.0  # when it began to wait or rest
+
+    def lose(self) -> None:
+        """Its KV goes, or may go: what is computed again from now on has been computed before."""
+        self.lost = max(self.lost, self.computed)
 
     @property
     def length(self) -> int:

@@ -1,23 +1,25 @@
 """From the arguments of `Engine(...)` to a running engine and its client.
 
-In: a model's name and options. Out: an `EngineClient`; text (tokenizer, template) is loaded here, the weights by the
-engine.
+In: a model's name and options. Out: an `EngineClient`; text (tokenizer, template) is loaded here, while the engine's
+process loads the weights.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ramet.frontend.errors import EngineError, ModelError
+from ramet.frontend.errors import EngineError
 from ramet.runtime.client import EngineClient
 from ramet.runtime.config import Config, Limits
 from ramet.runtime.models import hub
-from ramet.runtime.template import ChatTemplate
-from ramet.runtime.text import Tokenizer
+
+if TYPE_CHECKING:
+    from ramet.runtime.template import ChatTemplate
+    from ramet.runtime.text import Tokenizer
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,23 +43,22 @@ def configure(model: str, options: Mapping[str, object]) -> Config:
         raise EngineError(f"{name}={options[name]!r}: {reason}" if name in options else reason) from None
 
 
-def load_tokenizer(source: hub.ModelSource) -> Tokenizer:
-    """The model's own tokenizer. Raises `ModelError`."""
-    metadata = hub.load_metadata(source)
-    if metadata.gguf is not None:
-        return Tokenizer.from_gguf(metadata.gguf)
-    if metadata.tokenizer_file is None:
-        raise ModelError(f"{source.name}: has no tokenizer")
-    return Tokenizer.from_file(metadata.tokenizer_file, metadata.tokenizer_config, metadata.generation_config)
+def load_text(config: Config, source: hub.ModelSource) -> tuple[Tokenizer, ChatTemplate]:
+    """The model's own tokenizer and chat template. Raises `ModelError`."""
+    # the libraries of text are imported here, that is, while the engine's process starts; so is what programs will need
+    from ramet.runtime import lower, translate  # noqa: F401
+    from ramet.runtime.models.tokenizer import tokenizer_of
+    from ramet.runtime.template import ChatTemplate
+
+    spec, metadata = hub.load_both(source)
+    tokenizer = tokenizer_of(source, metadata)
+    return tokenizer, ChatTemplate.of(metadata.chat_template, tokenizer, config.context or spec.context)
 
 
 def start(
     model: str, options: Mapping[str, object], *, in_process: bool = False, progress: Progress | None = None
 ) -> EngineClient:
-    """Resolve the model (fetching it if need be), load its text side, start its engine."""
+    """Resolve the model (fetching it if need be), start its engine, load its text side meanwhile."""
     config = configure(model, options)
     source = hub.resolve(model, progress=progress)
-    tokenizer = load_tokenizer(source)
-    context = config.context or hub.load_spec(source).context
-    template = ChatTemplate.of(hub.load_metadata(source).chat_template, tokenizer, context)
-    return EngineClient(config, tokenizer, template, in_process=in_process)
+    return EngineClient(config, lambda: load_text(config, source), in_process=in_process)

@@ -21,12 +21,12 @@ from jinja2.exceptions import TemplateError
 
 from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError, ModelError
+from ramet.runtime.samples import ROLES, SAMPLES, SENTINEL, common_prefix, difference, messages, sentinel
 from ramet.runtime.sandbox import compile_template
 from ramet.runtime.telling import PROBE, RECENT, Telling, shortened, with_results
 from ramet.runtime.text import Tokenizer
 from ramet.runtime.tools import described, format_of
 
-ROLES = ("system", "user", "assistant", "tool")
 Edge = Literal["begin", "end"]
 SECONDS = 2.0  # R3: the longest that a rendering may take
 
@@ -82,14 +82,20 @@ class ChatTemplate:
         self._edge = lru_cache(maxsize=4096)(self._find)
         self._tail = lru_cache(maxsize=4096)(self._find_end)
         self._tellings = lru_cache(maxsize=16)(lambda tools: Telling(self, tools))
-        self._local = self.supports_tools = False
+        self.supports_tools = False
         self.tool_format, self.control_in, self.longest = format_of(source), control_in, 4 * self._most  # R12's 16 x
         self._watch(self._sample)
-        differences = self._audit()
-        self._local = self._is_local()
-        self.exact = not differences
+
+    @property
+    def exact(self) -> bool:
+        """See above; computed when somebody asks, as `report` is."""
+        return not self._differences
+
+    @cached_property
+    def report(self) -> str:
+        """What differs from the template's own rendering, in words."""
         trims = ["the template trims contents; they are appended as they are"] if self._trims() else []
-        self.report = "; ".join([*differences[:4], *trims])
+        return "; ".join([*self._differences[:4], *trims])
 
     @classmethod
     def of(cls, source: str | None, tokenizer: Tokenizer, context: int) -> ChatTemplate:
@@ -120,7 +126,8 @@ class ChatTemplate:
         return with_results(self._direct, history, role, edge)
 
     def _direct(self, history: Sequence[str], role: str, edge: Edge) -> str:
-        found = self._edge(shortened(history) if self._local else tuple(history), role, edge)
+        short = shortened(history)
+        found = self._edge(short if len(short) == len(history) or self._local else tuple(history), role, edge)
         if isinstance(found, ConstraintError):
             raise ConstraintError(found.message)
         return found
@@ -139,9 +146,17 @@ class ChatTemplate:
         return told
 
     @cached_property
+    def _local(self) -> bool:
+        """Whether a long history's edges may be looked up after its shortened form; found out by the first one."""
+        try:
+            return self._stays_local()
+        except ModelError:  # one of them takes too long
+            return False
+
+    @cached_property
     def local_with_tools(self) -> bool:
         """Whether edges with tools are the same after a history and after its `shortened` form."""
-        return self._local and self.with_tools([described(PROBE)])._is_local()
+        return self._local and self.with_tools([described(PROBE)])._stays_local()
 
     def render(self, messages: Sequence[Mapping[str, str]], *, generation: bool = False) -> str:
         """The template's own rendering of whole messages. Raises jinja2's errors as they are."""
@@ -172,7 +187,7 @@ class ChatTemplate:
         known = [text for text in after if text is not None]
         if not known:
             raise _RefusedError(self._reason(roles))
-        return _common_prefix(known)
+        return common_prefix(known)
 
     def _glue(self, history: tuple[str, ...], role: str) -> str:
         text = self._glued(history, role)
@@ -221,7 +236,7 @@ class ChatTemplate:
         if len(roles) < 3 or roles[0] != "system":
             return False
         try:
-            self._render(_messages(roles, _sentinel), False)
+            self._render(messages(roles, sentinel), False)
         except _TEMPLATE_ERRORS:
             return False
         return True
@@ -230,20 +245,20 @@ class ChatTemplate:
         """The rendering cut at its contents, `len(roles) + 1` texts; None when the template refuses the roles or does
         not show every content once and in order."""
         try:
-            text = self._render(_messages(roles, _sentinel), generation)
+            text = self._render(messages(roles, sentinel), generation)
         except _TEMPLATE_ERRORS:
             return None
         parts: list[str] = []
         for n in range(len(roles)):
-            before, found, text = text.partition(_sentinel(n))
+            before, found, text = text.partition(sentinel(n))
             if not found:
                 return None
             parts.append(before)
-        return None if _SENTINEL in "".join((*parts, text)) else [*parts, text]
+        return None if SENTINEL in "".join((*parts, text)) else [*parts, text]
 
     def _reason(self, roles: tuple[str, ...]) -> str:
         try:
-            self._render(_messages(roles, _sentinel), False)
+            self._render(messages(roles, sentinel), False)
         except _TEMPLATE_ERRORS as error:
             return str(error) or type(error).__name__
         return "it rewrites, reorders or leaves out a message's content"
@@ -267,6 +282,8 @@ class ChatTemplate:
                 self._cut(roles, generation)
         cut = self.with_tools([described(PROBE)])._cut(("user",), True) if self.tool_format.native else None
         self.supports_tools = PROBE.name in "".join(cut or ())
+        if all(self._cut(roles, False) is None for roles in SAMPLES):
+            raise ModelError(f"the chat template takes no conversation that ramet can send: {self._reason(('user',))}")
 
     def _watch(self, work: Callable[[], None]) -> None:
         """Run `work` in a thread that a deadline ends between two lines of the template, in silent loops too."""
@@ -294,12 +311,12 @@ class ChatTemplate:
         if failure:
             raise failure[0]
 
-    def _audit(self) -> list[str]:
+    @cached_property
+    def _differences(self) -> list[str]:
         """What differs from the template's own rendering, over the sample conversations."""
         notes: dict[str, None] = {}
         accepted, end = 0, time.thread_time() + SECONDS
-        shapes = [roles for size in (1, 2, 3) for roles in product(ROLES, repeat=size)]
-        for roles in [*shapes, ("system", "user", "assistant", "user", "assistant")]:
+        for roles in SAMPLES:
             whole = self._cut(roles, False)
             if time.thread_time() > end:
                 notes |= {f"checked on {accepted} conversations only, for the template is slow": None}
@@ -312,18 +329,16 @@ class ChatTemplate:
             if ours and whole[-1].startswith(ours[-1]):  # an end that the next message decides is held back
                 ours[-1] = whole[-1]
             if ours != whole:
-                notes |= {_difference(ours, whole, roles): None}
-        if not accepted:
-            raise ModelError(f"the chat template takes no conversation that ramet can send: {self._reason(('user',))}")
+                notes |= {difference(ours, whole, roles): None}
         return list(notes)
 
     def _left_out(self, roles: tuple[str, ...]) -> list[str]:
         """Whether the template renders these roles, but not the content of one that the edges have promised to show."""
         try:
-            text = self._render(_messages(roles, _sentinel), False)
+            text = self._render(messages(roles, sentinel), False)
         except _TEMPLATE_ERRORS:
             return []
-        missing = [n for n in range(len(roles) - 1) if _sentinel(n) not in text]
+        missing = [n for n in range(len(roles) - 1) if sentinel(n) not in text]
         if not missing or self._edges(roles) is None:
             return []
         return [f"({', '.join(roles)}) leaves out message {missing[0] + 1}"]
@@ -339,12 +354,15 @@ class ChatTemplate:
             return None
         return [*parts, text]
 
-    def _is_local(self) -> bool:
+    def _stays_local(self) -> bool:
         """Whether edges are the same after a history and after its `shortened` form, on sample conversations that go
         round in turns: then a long one costs no renderings of its own."""
         turns = (("user", "assistant"), ("user", "assistant", "tool", "assistant"), ("assistant", "tool"))
+        end = time.thread_time() + SECONDS
         for head, turn in product(((), ("system",), ("user",), ("system", "user")), turns):
             whole = (head + turn * 8)[: len(head) + 12]
+            if time.thread_time() > end:
+                return False
             for size in range(RECENT + 4, len(whole)):
                 history, edges = whole[:size], (("begin", whole[size]), ("begin", "assistant"), ("end", whole[size]))
                 for edge, role in edges:
@@ -357,7 +375,7 @@ class ChatTemplate:
 
     def _trims(self) -> bool:
         for role in ("user", "assistant"):
-            for content in (f" {_SENTINEL}\n", f"\n{_SENTINEL} "):
+            for content in (f" {SENTINEL}\n", f"\n{SENTINEL} "):
                 messages = [{"role": "user", "content": content}]
                 messages += [{"role": "assistant", "content": content}] if role == "assistant" else []
                 try:
@@ -368,32 +386,8 @@ class ChatTemplate:
         return False
 
 
-_SENTINEL = "\ue0c5ramet"
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 class _RefusedError(Exception):
     """The template does not take these roles; the text says why."""
-
-
-def _sentinel(n: int) -> str:
-    return f"{_SENTINEL}{n}\ue0c6"
-
-
-def _messages(roles: Sequence[str], content: Callable[[int], str]) -> list[dict[str, str]]:
-    return [{"role": role, "content": content(n)} for n, role in enumerate(roles)]
-
-
-def _common_prefix(texts: Sequence[str]) -> str:
-    low, high = min(texts), max(texts)
-    size = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
-    return low[:size]
-
-
-def _difference(ours: list[str] | None, whole: list[str], roles: tuple[str, ...]) -> str:
-    shape = ", ".join(roles)
-    if ours is None:
-        return f"({shape}) renders as a whole but not message by message"
-    n = next(i for i, (a, b) in enumerate(zip(ours, whole, strict=True)) if a != b)
-    place = f"before message {n + 1}" if n < len(roles) else "at the end"
-    return f"({shape}) {place}: {ours[n][-60:]!r} instead of {whole[n][-60:]!r}"

@@ -10,12 +10,16 @@ import codecs
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ramet.frontend.errors import ConstraintError
 from ramet.runtime import vocabulary
 from ramet.runtime.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import tokenizers
 
 # Cuts that no continuation can undo, found from the right. The left character ends a pre-token whatever follows, and
 # the right one, already known, begins one: nonspace|space, letter|not a letter, digit|not a digit, CJK|punctuation.
@@ -37,15 +41,19 @@ class Tokenizer:
         self.bos: int | None = vocabulary.bos
         self.eos: tuple[int, ...] = vocabulary.eos
         self.add_bos: bool = vocabulary.add_bos
-        self._text = tuple(b"" if i in vocabulary.hidden else c for i, c in enumerate(vocabulary.content))
+        self._text: dict[int, bytes] = {}  # of the ids that somebody asked for
         self._user = _splitter(vocabulary.user, vocabulary)
         self._all = _splitter({**vocabulary.user, **vocabulary.control}, vocabulary)
         self._cut = {"words": _WORDS, "spaces": _SPACES, "none": None}[vocabulary.cuts]
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:
-        """From GGUF metadata (`tokenizer.ggml.*`). Raises `ModelError` naming what is unknown."""
-        return cls(vocabulary.from_gguf(metadata))
+    def from_gguf(cls, metadata: Mapping[str, object], *, encodes: bool = True) -> Tokenizer:
+        """From GGUF metadata (`tokenizer.ggml.*`). Raises `ModelError` naming what is unknown. Without `encodes` the
+        encoder is made, and what is wrong with it found, when the first text is encoded."""
+        made = cls(vocabulary.from_gguf(metadata))
+        if encodes:
+            made._core  # noqa: B018 (made now)
+        return made
 
     @classmethod
     def from_file(
@@ -57,6 +65,10 @@ class Tokenizer:
         """From a `tokenizer.json` and the parsed `tokenizer_config.json` and `generation_config.json`.
         Raises `ModelError`."""
         return cls(vocabulary.from_file(Path(path), tokenizer_config or {}, generation_config or {}))
+
+    @cached_property
+    def _core(self) -> tokenizers.Tokenizer:
+        return self._v.core()
 
     def encode(self, text: str, *, start: bool = False) -> list[int]:
         """Ids of `text`. Names of control tokens in it are text. `start`: the text opens a sequence, so that a
@@ -92,7 +104,7 @@ class Tokenizer:
             return []
         if prefixed and (self._v.prefix == "always" or (self._v.prefix == "unless_space" and text[0] not in " ▁")):
             text = " " + text
-        return self._v.core.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return self._core.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`: their bytes read as UTF-8, invalid ones as U+FFFD (`bytes.decode("utf-8", "replace")`).
@@ -101,11 +113,15 @@ class Tokenizer:
 
     def token_bytes(self, id: int, *, special: bool = False) -> bytes:
         """The exact bytes that an id stands for; of a control token b"", or its name where `special`."""
-        if id < 0:
-            raise ConstraintError(f"token id {id}: ids begin at 0")
-        if id >= self.vocab_size:
-            return b""
-        return self._v.content[id] if special else self._text[id]
+        text = None if special else self._text.get(id)
+        if text is None:
+            if id < 0:
+                raise ConstraintError(f"token id {id}: ids begin at 0")
+            known = id < self.vocab_size and (special or id not in self._v.hidden)
+            text = self._v.content[id] if known else b""
+            if not special:
+                self._text[id] = text
+        return text
 
     def is_special(self, id: int) -> bool:
         """Whether the id is a control token: it stands for no text, and no text encodes to it."""

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ramet.frontend import ir
 from ramet.runtime import messages as m
@@ -104,11 +105,11 @@ class Translator:
             self._chosen(news, op)
         elif isinstance(news, m.Branched) and isinstance(op, ir.Fork):
             del self._pending[op.id]
-            self._deliver(ir.Forked(op.id, op.seq, op.into))
+            self._deliver(ir.Forked(op.id, op.seq, op.into, news.known))
         elif isinstance(news, m.Merged) and isinstance(op, ir.Join):
             del self._pending[op.id]
             text = self._tokenizer.decode(list(news.tokens))
-            self._deliver(ir.Joined(op.id, op.seq, op.branches, text))
+            self._deliver(ir.Joined(op.id, op.seq, op.branches, text, len(news.tokens)))
 
     def _sampled(self, news: m.Sampled, pending: Pending, op: ir.Gen) -> None:
         assert pending.detokenizer is not None, "a Gen has one"
@@ -173,6 +174,7 @@ class Translator:
             last_step=news.last_step,
             queued_seconds=news.queued,
             seconds=news.seconds,
+            **_work(news.work),
         )
         self._deliver(ir.Finished(op.id, op.seq, value, meta, op.var))
 
@@ -187,6 +189,7 @@ class Translator:
             last_step=news.last_step,
             queued_seconds=news.queued,
             seconds=news.seconds,
+            **_work(news.work),
         )
         self._deliver(ir.Finished(op.id, op.seq, "", meta, op.var))
 
@@ -202,6 +205,7 @@ class Translator:
             last_step=news.last_step,
             queued_seconds=news.queued,
             seconds=news.seconds,
+            **_work(news.work),
         )
         self._deliver(ir.Finished(op.id, op.seq, op.choices[news.winner], meta, op.var))
 
@@ -222,6 +226,19 @@ class Translator:
 
     def _text(self, token: int) -> str:
         return self._tokenizer.decode([token])
+
+
+def _work(work: m.Work | None) -> dict[str, Any]:
+    """The fields of `ir.Meta` for it."""
+    if work is None:
+        return {}
+    return {
+        "computed_tokens": work.computed,
+        "recomputed_tokens": work.recomputed,
+        "retractions": work.retractions,
+        "first_token_seconds": work.first,
+        "memory_seconds": work.starved,
+    }
 
 
 def _mean(logprobs: Sequence[ir.Logprob]) -> float | None:

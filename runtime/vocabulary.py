@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import tokenizers
-from tokenizers import Regex, models, normalizers, pre_tokenizers
+from typing import TYPE_CHECKING, Any, Literal
 
 from ramet.frontend.errors import ModelError
+from ramet.runtime.spelling import CONTROL, NORMAL, UNKNOWN, UNUSED, USER, Contents, from_alphabet, from_piece
+
+if TYPE_CHECKING:  # an engine starts without it: it knows tokens, and seldom makes any of a text
+    import tokenizers
+    from tokenizers import pre_tokenizers
 
 Cuts = Literal["words", "spaces", "none"]
 Prefix = Literal["none", "always", "unless_space"]
@@ -40,19 +42,19 @@ SPLIT_TYPES = {"llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3, "qwen2
 END_NAMES = (
     "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end_of_text|>", "<|endoftext|>", "<|end|>",
 )  # fmt: skip
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """One tokenizer's data. `content[i]` are the bytes of id i (of a control token: its name); `hidden` the ids that
+    """One tokenizer's data. `core` makes the encoder, which takes as long as all the rest; it raises `ModelError` for
+    merges that do not fit. `content[i]` are the bytes of id i (of a control token: its name); `hidden` the ids that
     stand for no text; `control` and `user` map names to ids, with the whitespace that a match swallows in `stripping`
     (name → (left, right)). `cuts` says where text may be cut before encoding, `prefix` whether a text at the start of a
     sequence gets a space in front (SentencePiece's dummy prefix), `respace` whether every text after a control token
     does."""
 
-    core: tokenizers.Tokenizer
-    content: tuple[bytes, ...]
+    core: Callable[[], tokenizers.Tokenizer]
+    content: Sequence[bytes]
     hidden: frozenset[int]
     control: Mapping[str, int]
     user: Mapping[str, int]
@@ -82,22 +84,30 @@ def from_gguf(metadata: Mapping[str, object]) -> Vocabulary:
 
 def _gguf_bytes(metadata: Mapping[str, object], names: list[str], types: list[int]) -> Vocabulary:
     pre = str(metadata.get("tokenizer.ggml.pre", "default"))
-    splitter = _splitter(pre)
-    merges: list[tuple[str, str]] = []
-    for line in _strings(metadata, "tokenizer.ggml.merges"):
-        left, gap, right = line.partition(" ")
-        if not (left and gap and right):
-            raise ModelError(f"tokenizer.ggml.merges holds {line!r}: a merge is two tokens with one space between")
-        merges.append((left, right))
-    plain = {name: i for i, name in enumerate(names) if types[i] in (NORMAL, USER)}
-    core = _core(plain, merges, ignore_merges=pre in SPLIT_TYPES and SPLIT_TYPES[pre] != QWEN2)
-    core.pre_tokenizer = splitter
-    if pre == "qwen2":
-        core.normalizer = normalizers.NFC()
-    content = tuple(_from_alphabet(n) if types[i] == NORMAL else n.encode() for i, n in enumerate(names))
+
+    def core() -> tokenizers.Tokenizer:
+        from tokenizers import normalizers
+
+        splitter = _splitter(pre)
+        merges = [_merge(line) for line in _strings(metadata, "tokenizer.ggml.merges")]
+        plain = {name: i for i, name in enumerate(names) if types[i] in (NORMAL, USER)}
+        made = _core(plain, merges, ignore_merges=pre in SPLIT_TYPES and SPLIT_TYPES[pre] != QWEN2)
+        made.pre_tokenizer = splitter
+        if pre == "qwen2":
+            made.normalizer = normalizers.NFC()
+        return made
+
+    content = Contents(len(names), lambda i: from_alphabet(names[i]) if types[i] == NORMAL else names[i].encode())
     return _assembled(
         metadata, names, types, core, content, "words", bos_default=pre in ("llama-bpe", "llama3", "llama-v3")
     )
+
+
+def _merge(line: str) -> tuple[str, str]:
+    left, gap, right = line.partition(" ")
+    if not (left and gap and right):
+        raise ModelError(f"tokenizer.ggml.merges holds {line!r}: a merge is two tokens with one space between")
+    return left, right
 
 
 def _gguf_pieces(metadata: Mapping[str, object], names: list[str], types: list[int]) -> Vocabulary:
@@ -105,11 +115,17 @@ def _gguf_pieces(metadata: Mapping[str, object], names: list[str], types: list[i
     if not isinstance(scores, Sequence) or len(scores) != len(names):
         raise ModelError("tokenizer.ggml.scores: a SentencePiece vocabulary needs one score for each token")
     plain = {name: i for i, name in enumerate(names) if types[i] not in (CONTROL, UNUSED)}
-    merges = _merges_of_scores({n: i for n, i in plain.items() if types[i] in (NORMAL, USER)}, scores)
-    unknown = next((n for n, i in plain.items() if types[i] == UNKNOWN), None)
-    core = _core(plain, merges, unknown=unknown, byte_fallback=True)
-    core.normalizer = normalizers.Replace(" ", "▁")
-    content = tuple(_from_piece(n, types[i]) for i, n in enumerate(names))
+
+    def core() -> tokenizers.Tokenizer:
+        from tokenizers import normalizers
+
+        merges = _merges_of_scores({n: i for n, i in plain.items() if types[i] in (NORMAL, USER)}, scores)
+        unknown = next((n for n, i in plain.items() if types[i] == UNKNOWN), None)
+        made = _core(plain, merges, unknown=unknown, byte_fallback=True)
+        made.normalizer = normalizers.Replace(" ", "▁")
+        return made
+
+    content = Contents(len(names), lambda i: from_piece(names[i], types[i]))
     spaced = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     return _assembled(
         metadata, names, types, core, content, _piece_cuts(plain), bos_default=True,
@@ -121,8 +137,8 @@ def _assembled(
     metadata: Mapping[str, object],
     names: list[str],
     types: list[int],
-    core: tokenizers.Tokenizer,
-    content: tuple[bytes, ...],
+    core: Callable[[], tokenizers.Tokenizer],
+    content: Sequence[bytes],
     cuts: Cuts,
     *,
     bos_default: bool,
@@ -173,9 +189,9 @@ def from_file(path: Path, tokenizer_config: Mapping[str, Any], generation_config
     outside = {int(t["id"]) for t in added}
     bos = control.get(_name(tokenizer_config.get("bos_token")) or "")
     return Vocabulary(
-        core=core,
+        core=lambda: core,
         content=tuple(
-            n.encode() if i in outside else _from_alphabet(n) if bytewise else _from_piece(n, 0)
+            n.encode() if i in outside else from_alphabet(n) if bytewise else from_piece(n, 0)
             for i, n in enumerate(names)
         ),
         hidden=frozenset(control.values()),
@@ -200,6 +216,8 @@ def _stripped_core(path: Path, document: dict[str, Any]) -> tokenizers.Tokenizer
         if stage["type"] == "Metaspace":
             stage.pop("add_prefix_space", None)
             stage["prepend_scheme"] = "never"
+    import tokenizers
+
     kept = [s for s in _stages(bare.get("normalizer")) if s["type"] != "Prepend"]
     bare["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
     try:
@@ -280,6 +298,9 @@ def _core(
     unknown: str | None = None,
     byte_fallback: bool = False,
 ) -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import models
+
     options = {"unk_token": unknown, "fuse_unk": True} if unknown is not None else {}
     try:
         model = models.BPE(vocab, merges, ignore_merges=ignore_merges, byte_fallback=byte_fallback, **options)
@@ -289,6 +310,8 @@ def _core(
 
 
 def _splitter(pre: str) -> pre_tokenizers.PreTokenizer:
+    from tokenizers import Regex, pre_tokenizers
+
     if pre in GPT2_TYPES:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     if pre in DIGIT_TYPES:
@@ -317,28 +340,6 @@ def _piece_cuts(vocab: Mapping[str, int]) -> Cuts:
     """Text may be cut before a space when no piece holds a space after something else: then no merge crosses it."""
     crossing = re.compile("[^▁]▁")
     return "spaces" if "▁" in vocab and not any(crossing.search(n) for n in vocab) else "none"
-
-
-def _alphabet() -> dict[int, str]:
-    """GPT-2's printable stand-ins for bytes, mapped back: code point → chr(byte) (Radford et al. 2019)."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [b for b in range(256) if b not in shown]
-    return {b: chr(b) for b in shown} | {256 + n: chr(b) for n, b in enumerate(rest)}
-
-
-_ALPHABET = _alphabet()
-
-
-def _from_alphabet(token: str) -> bytes:
-    if all(ord(c) in _ALPHABET for c in token):
-        return token.translate(_ALPHABET).encode("latin-1")
-    return token.encode("utf-8", "replace")
-
-
-def _from_piece(piece: str, kind: int) -> bytes:
-    if kind in (BYTE, 0) and re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece):
-        return bytes([int(piece[3:5], 16)])
-    return piece.replace("▁", " ").encode() if kind in (NORMAL, 0) else piece.encode()
 
 
 def _strings(metadata: Mapping[str, object], key: str) -> list[str]:

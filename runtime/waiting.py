@@ -17,18 +17,25 @@ from ramet.runtime.sequence import Choosing, Generating, Sequence
 
 LOOKAHEAD = 64  # waiting sequences that one plan looks at
 AGE_BONUS = 16.0  # programs that a wholly cached prompt may overtake
-TINY = 4  # an op of so few tokens goes first
+TINY = 4  # an op of so few tokens goes first,
+LEAD = 128  # before programs that are so much older, so that a stream of such ops holds up nobody for ever
 
-Rank = tuple[bool, bool, bool, int, int]
+Rank = tuple[bool, bool, int, int]
 Entry = tuple[Rank, Sequence]  # ranks differ: sequences are never compared
 
 
 def rank(seq: Sequence) -> Rank:
-    """A sequence's place inside its group: calls before mere prefill, programs that run already, tiny ops, then age (so
-    that children of one fork stand together)."""
+    """A sequence's place inside its group: calls before mere prefill, programs that run already, then age, where a tiny
+    op makes older (so that children of one fork stand together)."""
     task = seq.task
     tiny = isinstance(task, Choosing) or (isinstance(task, Generating) and task.limit <= TINY)
-    return (task is None, not seq.program.steps, not tiny, *seq.age)
+    program, order = seq.age
+    return (task is None, not seq.program.steps, program - LEAD if tiny else program, order)
+
+
+def arrival(seq: Sequence) -> Rank:
+    """A sequence's place where nothing is known of programs: its age, which is then its call's."""
+    return (False, False, *seq.age)
 
 
 @dataclass(slots=True)
@@ -44,8 +51,11 @@ class Group:
 class Waiting:
     """The queue. `update` tells it that what a sequence wants, or its program's standing, may have changed."""
 
-    def __init__(self, tree: RadixTree) -> None:
+    def __init__(self, tree: RadixTree, *, aware: bool = True) -> None:
+        """`aware` of programs and of what is cached; else first come, first served."""
         self._tree = tree
+        self._rank = rank if aware else arrival
+        self._aware = aware
         self._cached: dict[Sequence, tuple[int, int]] = {}  # what `_match` found, and the tree's `changes` then
         self._groups: dict[tuple[int, str], Group] = {}
         self._entries: dict[Sequence, Entry] = {}
@@ -68,7 +78,7 @@ class Waiting:
             group = self._groups[key] = Group(*key)
         self._serial += 1
         group.serials[seq] = self._serial
-        entry = self._entries[seq] = (rank(seq), seq)
+        entry = self._entries[seq] = (self._rank(seq), seq)
         insort(group.entries, entry)
 
     def discard(self, seq: Sequence) -> None:
@@ -88,11 +98,11 @@ class Waiting:
         """Move a sequence to its place, if it is queued."""
         self._cached.pop(seq, None)
         entry = self._entries.get(seq)
-        if entry is None or entry[0] == rank(seq):
+        if entry is None or entry[0] == self._rank(seq):
             return
         group = self._groups[seq.program.priority, seq.program.namespace]
         del group.entries[bisect_left(group.entries, entry)]
-        moved = self._entries[seq] = (rank(seq), seq)
+        moved = self._entries[seq] = (self._rank(seq), seq)
         insort(group.entries, moved)
 
     def next(self, served: dict[str, int]) -> list[Sequence]:
@@ -108,15 +118,15 @@ class Waiting:
 
     def _first(self, group: Group) -> list[Sequence]:
         first = [seq for _, seq in group.entries[:LOOKAHEAD]]
-        if any(seq.program is not first[0].program for seq in first):
+        if self._aware and any(seq.program is not first[0].program for seq in first):
             first.sort(key=self._rank_cached)
         return first
 
-    def _rank_cached(self, seq: Sequence) -> tuple[bool, bool, bool, float, int]:
+    def _rank_cached(self, seq: Sequence) -> tuple[bool, bool, float, int]:
         cached = seq.depth if seq.node is not None else self._match(seq)
         bonus = AGE_BONUS * cached / max(seq.known, 1)
-        called, runs, tiny, program, order = self._entries[seq][0]
-        return (called, runs, tiny, program - bonus, order)
+        called, runs, program, order = self._entries[seq][0]
+        return (called, runs, program - bonus, order)
 
     def _match(self, seq: Sequence) -> int:
         """How many of the sequence's tokens are cached."""

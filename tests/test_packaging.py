@@ -72,7 +72,9 @@ def test_wheel_holds_every_module_and_the_typing_marker(wheel):
     if sys.platform == "linux" and shutil.which("c++"):
         expected.add("ramet/kernels/cpu/_ramet_cpu.so")
     for name, folder in package_folders().items():
-        expected |= {f"{name.replace('.', '/')}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+        kinds = ("*.py", "*.html", "*.css", "*.js") if name.endswith(".dashboard") else ("*.py",)
+        files = [path.name for kind in kinds for path in (ROOT / folder).glob(kind)]
+        expected |= {f"{name.replace('.', '/')}/{file}" for file in files}
     assert {name for name in wheel if ".dist-info/" not in name} == expected
 
 

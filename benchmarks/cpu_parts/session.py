@@ -24,7 +24,7 @@ from ramet.kernels.cpu import library
 from ramet.runtime.config import NATIVE, Config
 from ramet.runtime.models import hub
 from ramet.runtime.models.spec import Spec
-from ramet.runtime.start import load_tokenizer
+from ramet.runtime.models.tokenizer import load_tokenizer
 
 SECTIONS = ("prefill", "decode", "shared")
 Name = TypeVar("Name")

@@ -50,6 +50,7 @@ class Engine:
         return {
             "model": stats.model,
             "dtype": self._client.ready.dtype,
+            "kernels": self._client.ready.kernels,
             "context_length": stats.context_length,
             "kv": kv,
             "programs": stats.programs,

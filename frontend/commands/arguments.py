@@ -47,6 +47,13 @@ def arguments(
     return tuple(values.pop(name) for name in first), values
 
 
+def statics(program: Program[..., Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """Of the texts by name, those of the program's parameters, as values. Raises `WrongUsage`."""
+    signature = _resolved(program)
+    mine = {name: text for name, text in given.items() if name in signature.parameters}
+    return {name: convert(name, text, _annotation(signature, name)) for name, text in mine.items()}
+
+
 _MANY = (_KINDS.VAR_POSITIONAL, _KINDS.VAR_KEYWORD)
 
 

@@ -42,6 +42,7 @@ class Options:
     temperature: float | None = None
     api_key: str = ""
     threads: int = 0
+    dtype: str = "auto"
 
 
 def chat(options: Options) -> None:
@@ -75,12 +76,12 @@ def _backend(options: Options, interactive: bool) -> Iterator[Backend]:
 
     url, name = (options.url, "URL") if options.url else (os.environ.get("OPENAI_BASE_URL", ""), "OPENAI_BASE_URL")
     if not url:
-        from rich.console import Console
-
-        console, model = Console(stderr=True), options.model or "default"
-        with opened_engine(model, console, options.threads, announce=interactive) as engine:
+        model, threads, dtype = options.model or "default", options.threads, options.dtype
+        with opened_engine(model, threads=threads, dtype=dtype, announce=interactive) as engine:
             yield engine
         return
+    if options.dtype != "auto":
+        raise WrongUsage(f"--dtype {options.dtype}: is for an engine here; leave it out, the server has its own")
     key = options.api_key or key_of(openai_first=not options.url)
     with chat_server(address(url, name), options.model, key) as server:
         if interactive:

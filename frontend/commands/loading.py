@@ -42,6 +42,18 @@ def load(file: Path, name: str) -> Program[..., Any]:
     return _chosen(_executed(file), file, name)
 
 
+def load_all(file: Path, name: str) -> dict[str, Program[..., Any]]:
+    """The program `name` of a file, or all that it defines, by their names there. Raises as `load`."""
+    if name or not file.is_file():
+        return {name: load(file, name)}
+    module = _executed(file)
+    found = {key: value for key, value in vars(module).items() if isinstance(value, Program)}
+    own = {key: value for key, value in found.items() if value.__module__ == module.__name__}
+    if not own:
+        raise WrongUsage(f"{file}: has no program; mark a function whose first parameter is the state with @function")
+    return own
+
+
 def _executed(file: Path) -> ModuleType:
     """The file as a module. Its folder comes first on `sys.path`, unless that would put ramet's own folders there as
     top-level packages (other libraries import names such as `kernels`)."""

@@ -7,57 +7,84 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.commands import WrongUsage
+from ramet.frontend.commands.screen import write
 from ramet.frontend.errors import GenerationError, TransportError
 
 if TYPE_CHECKING:
     import httpx
-    from rich.console import Console
 
     from ramet.frontend.backends.engine import Engine
     from ramet.frontend.backends.openai import OpenAI
+
+Report = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
 
 PATIENCE = 10.0  # seconds for a server to say what it serves
 _HOST = re.compile(r"(localhost|\[[0-9a-f:]+\]|[\w.-]+(?=:\d))(:\d{1,5})?(/.*)?", re.IGNORECASE)
 
 
 @contextmanager
-def opened_engine(model: str, console: Console, threads: int = 0, *, announce: bool = True) -> Iterator[Engine]:
-    """An engine, with a progress bar (plain lines where there is no terminal) while its model is fetched, and a line
-    when it is ready, unless `announce` is False."""
+def opened_engine(model: str, *, threads: int = 0, dtype: str = "auto", announce: bool = True) -> Iterator[Engine]:
+    """An engine; on standard error a progress bar (plain lines where it is no terminal) while its model is fetched, and
+    a line when it is ready, unless `announce` is False."""
     from ramet.frontend.backends.engine import Engine
 
     start = time.perf_counter()
-    with _progress(console) as report:
-        engine = Engine(model, threads=threads, progress=report)
+    with _progress() as report:
+        engine = Engine(model, threads=threads, dtype=dtype, progress=report)
     with engine:
         if announce:
             info, took = engine.info(), time.perf_counter() - start
-            console.print(f"{info['model']}: {info['dtype']}, ready in {took:.1f} s", highlight=False, markup=False)
+            write(sys.stderr, f"{info['model']}: {info['dtype']}, ready in {took:.1f} s\n")
         yield engine
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function of (phase, bytes done, bytes in all) that draws a bar per phase."""
+def _progress() -> Iterator[Report]:
+    """A function of (phase, bytes done, bytes in all). What draws is made at its first call: usually there is none."""
+    with ExitStack() as stack:
+        shown: list[Report] = []
+
+        def report(phase: str, done: int, total: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(_bars()) if sys.stderr.isatty() else _lines())
+            shown[0](phase, done, total)
+
+        yield report
+
+
+def _lines() -> Report:
+    told: set[str] = set()
+
+    def report(phase: str, done: int, total: int) -> None:
+        if phase not in told:
+            told.add(phase)
+            write(sys.stderr, f"model: {phase} ({total / 1e6:.0f} MB)\n")
+
+    return report
+
+
+@contextmanager
+def _bars() -> Iterator[Report]:
+    """A bar per phase."""
+    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(phase: str, done: int, total: int) -> None:
             if phase not in tasks:
                 tasks[phase] = bars.add_task(f"model: {phase}", total=None)
-                if not console.is_terminal:
-                    console.print(f"model: {phase} ({total / 1e6:.0f} MB)", highlight=False)
             bars.update(tasks[phase], completed=done, total=total or None)
 
         yield report

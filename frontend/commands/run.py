@@ -7,14 +7,13 @@ standard error, an exit status.
 from __future__ import annotations
 
 import contextlib
-import pprint
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -25,9 +24,6 @@ from ramet.frontend.commands.screen import users_traceback, write
 from ramet.frontend.errors import ConstraintError, RametError, ToolError
 from ramet.frontend.run import Run
 from ramet.frontend.values import Value
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,7 @@ class Options:
     events: bool = False
     json: bool = False
     html: str = ""
+    dtype: str = "auto"
 
 
 def run(options: Options) -> int:
@@ -158,18 +155,16 @@ def _backend(options: Options, *, chat: bool) -> AbstractContextManager[Backend]
     from ramet.frontend.commands.opening import address, chat_server, key_of, opened_engine, program_server
 
     if not options.url:
-        console = _errors()
-        return opened_engine(options.model or "default", console, options.threads, announce=console.is_terminal)
+        announce = sys.stderr.isatty()
+        return opened_engine(
+            options.model or "default", threads=options.threads, dtype=options.dtype, announce=announce
+        )
+    if options.dtype != "auto":
+        raise WrongUsage(f"--dtype {options.dtype}: is for an engine here; leave it out, the server has its own")
     url, key = address(options.url, "--url"), options.api_key or key_of()
     if chat:
         return chat_server(url, options.model, key)
     return contextlib.closing(program_server(url, options.model, key))
-
-
-def _errors() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
 
 
 @contextlib.contextmanager
@@ -191,11 +186,12 @@ def _page(options: Options, handle: Run[Any]) -> Iterator[None]:
 
 def _watch(handle: Run[Any], title: str) -> None:
     """Draw the run on the terminal, if there is one."""
-    console = _errors()
-    if console.is_terminal:
+    if sys.stderr.isatty():
+        from rich.console import Console
+
         from ramet.frontend.commands.picture import follow
 
-        follow(handle.events(), console, title)
+        follow(handle.events(), Console(stderr=True), title)
 
 
 def _tell(handle: Run[Any]) -> None:
@@ -214,7 +210,12 @@ def shown(value: Any) -> str:
     """A result for people: text as it is, nothing for None, else Python's notation."""
     if value is None:
         return ""
-    text = value if isinstance(value, str) else pprint.pformat(value, width=100)
+    if isinstance(value, str):
+        text = value
+    else:
+        import pprint
+
+        text = pprint.pformat(value, width=100)
     return text if text.endswith("\n") else f"{text}\n"
 
 

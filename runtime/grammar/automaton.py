@@ -17,7 +17,8 @@ from llguidance import LLMatcher, LLParserLimits
 
 from ramet.runtime.batch import U32
 from ramet.runtime.grammar.base import GrammarError
-from ramet.runtime.grammar.tokens import Lexicon
+from ramet.runtime.grammar.lanes import marked, widened
+from ramet.runtime.grammar.tokens import MOST_LEFT, Lexicon
 
 if TYPE_CHECKING:
     from ramet.runtime.text import Tokenizer
@@ -57,7 +58,7 @@ def parser_limits(states: int = MOST_STATES) -> LLParserLimits:
 
 def begin(lexicon: Lexicon, program: str, states: int = MOST_STATES) -> LLMatcher:
     """The matcher of a program at its beginning; its lexer may have `states`. Raises `GrammarError`."""
-    matcher = LLMatcher(lexicon.engine, program, log_level=0, limits=parser_limits(states))
+    matcher = LLMatcher(lexicon.engine, widened(program), log_level=0, limits=parser_limits(states))
     if matcher.is_error():
         raise GrammarError(_why(matcher))
     return matcher
@@ -72,6 +73,11 @@ class Prototype:
         self.program = program
         self.matcher = matcher
         self.worn = 0.0
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether a new one should take its place."""
+        return self.worn > WORN_SECONDS
 
     @property
     def bytes(self) -> int:
@@ -105,6 +111,8 @@ class LLAutomaton:
         self._followed: list[int] = []
         self._allowed: U32 | None = None  # what may follow here, once somebody has asked
         self._slow = 0
+        self._lanes = marked(prototype.program)
+        self._counts = [lexicon.count] * MOST_LEFT
 
     def mask(self, out: U32) -> None:
         """Write the tokens that may follow into `out` `[>= ceil(V/32)]`; what it has beyond the vocabulary is zeroed.
@@ -119,8 +127,12 @@ class LLAutomaton:
         """The tokens that may follow, `[ceil(V/32)]`; computed once at each place, for whether it is the end and for
         the mask."""
         if self._allowed is None:
-            self._lasting(self._fill)
+            left = self._lasting(self._fill)
             self._allowed = self._scratch[: len(self._lexicon.allowed)] & self._lexicon.allowed
+            if self._lanes:
+                self._allowed &= ~self._lexicon.raw
+            if left is not None:
+                self._allowed &= ~self._lexicon.longer[left]
         return self._allowed
 
     def advance(self, tokens: Sequence[int]) -> None:
@@ -128,6 +140,8 @@ class LLAutomaton:
         wrong = next((t for t in tokens if not self._lexicon.spells(t)), None)
         if wrong is not None:
             raise GrammarError(f"token {wrong} is no text: end tokens, control tokens and padding are never followed")
+        if self._lanes and any(self._lexicon.is_raw(t) for t in tokens):
+            raise GrammarError("a control character is not allowed where JSON is")
         self._lasting(lambda: self._follow(tokens))
 
     def _follow(self, tokens: Sequence[int]) -> None:
@@ -197,11 +211,17 @@ class LLAutomaton:
             self._follow(tokens)
             return work()
 
-    def _fill(self) -> None:
-        """Compute the mask into the scratch row. An LLMatcher that fails allows the end: so its errors come first."""
+    def _fill(self) -> int | None:
+        """Compute the mask into the scratch row. An LLMatcher that fails allows the end: so its errors come first.
+        Where a counted string has few characters left, it holds all plain tokens, and the result is that number."""
         began = time.thread_time()
+        left = self._matcher.validate_tokens(self._counts) if self._lanes else 0
+        gate = 0 < left < MOST_LEFT and self._matcher.try_consume_tokens([self._lexicon.gate]) == 1
         self._matcher.unsafe_compute_mask_ptr(*self._target)
         self._check(began)
+        if gate:
+            self._matcher.rollback(1)
+        return left if gate else None
 
     def _check(self, began: float | None = None, per: int = 1) -> None:
         """Raise what the matcher has run into. Its limits do not count what completing many ambiguous items takes (it
@@ -242,24 +262,48 @@ class GrammarCache:
         """What the prototypes take, by estimate."""
         return sum(prototype.bytes for prototype in self._prototypes.values())
 
-    def automaton(self, program: str) -> LLAutomaton:
-        """A fresh automaton at the beginning of `program`. Raises `GrammarError`."""
+    def automaton(self, program: str, *, worn: bool = False) -> LLAutomaton:
+        """A fresh automaton at the beginning of `program`; `worn`: a worn prototype will do. Raises `GrammarError`."""
         prototype = self._prototypes.get(program)
-        if prototype is None or prototype.worn > WORN_SECONDS:
-            prototype = self._keep(program)
+        if prototype is None or (prototype.is_worn and not worn):
+            prototype = self.keep(program, begin(self.lexicon, program))
         self._prototypes.move_to_end(program)
         return LLAutomaton(prototype, self.lexicon, self._scratch, self._renewed)
 
     def _renewed(self, old: Prototype) -> Prototype:
         """The prototype that took the place of a full one; the first who asks makes it."""
         current = self._prototypes.get(old.program)
-        return self._keep(old.program) if current is None or current is old else current
+        if current is None or current is old:
+            return self.keep(old.program, begin(self.lexicon, old.program))
+        return current
 
-    def _keep(self, program: str) -> Prototype:
-        prototype = self._prototypes[program] = Prototype(program, begin(self.lexicon, program))
+    def known(self, program: str) -> Prototype | None:
+        """The prototype of a program, where there is one."""
+        return self._prototypes.get(program)
+
+    def keep(self, program: str, matcher: LLMatcher) -> Prototype:
+        """Take a matcher at the beginning of `program` for its prototype."""
+        prototype = self._prototypes[program] = Prototype(program, matcher)
         while len(self._prototypes) > 1 and self.bytes > self._most_bytes:
             self._prototypes.popitem(last=False)
         return prototype
+
+    def prepare(self, program: str, owner: str) -> bool:
+        """True: what is missing is built where it is asked for (foundry.py builds it elsewhere)."""
+        return True
+
+    def built(self) -> list[str]:
+        """Nobody waits."""
+        return []
+
+    def forget(self, owner: str) -> None:
+        """Nobody waits."""
+
+    def warm(self) -> None:
+        """It is warm."""
+
+    def close(self) -> None:
+        """Nothing runs."""
 
 
 def _estimate(program: str) -> int:

@@ -6,12 +6,14 @@ In: nothing. Out: the types that the compiler (in the world of text) and the ste
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from ramet.frontend.errors import RametError
-from ramet.runtime.batch import U32
+
+if TYPE_CHECKING:  # the world of text needs no numpy
+    from ramet.runtime.batch import U32
 
 
 class GrammarError(RametError):
@@ -58,7 +60,23 @@ class Automaton(Protocol):
 
 
 class Grammars(Protocol):
-    """Automata of compiled programs, for one vocabulary."""
+    """Automata of compiled programs, for one vocabulary. An `owner` is the id of a program of operations."""
+
+    def prepare(self, program: str, owner: str) -> bool:
+        """Whether `automaton` would answer at once, if only by an error; else it is being built, and `built` will name
+        the owner."""
 
     def automaton(self, program: str) -> Automaton:
         """A fresh automaton at the beginning. Raises `GrammarError`."""
+
+    def built(self) -> list[str]:
+        """The owners for whom something was built, or could not be, since the last call: they ask again."""
+
+    def forget(self, owner: str) -> None:
+        """The owner waits no more; what nobody else waits for is not built, or not kept."""
+
+    def warm(self) -> None:
+        """Make what every automaton needs, beside the loop: programs will come."""
+
+    def close(self) -> None:
+        """End whatever builds. Idempotent."""

@@ -1,16 +1,19 @@
-"""The process that compiles constraints, so that it can be limited and killed.
+"""The processes that compile constraints, so that they can be limited and killed; and the one they are forked from.
 
-In: on standard input frames (4 bytes of length, little-endian, then msgpack): a `Hello`, then constraints. Out: on
-standard output a `Ready`, then for each constraint `Done` or `Refused`. Ends when standard input or the parent does.
+The first loads the vocabulary (half a second) and then only forks, in milliseconds: one that was killed is replaced at
+once. In: on standard input, a socket, a frame (4 bytes of length, little-endian, then msgpack) with a `Hello`, then
+orders to fork; on the sockets of the forked ones constraints. Out: `Ready`; for each constraint `Done` or `Refused`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import select
 import signal
+import socket
 import sys
 import threading
 
@@ -81,26 +84,70 @@ def over_memory(name: str, limits: SpecLimits) -> str:
 
 
 def main() -> None:
-    """The main of the compiling process; its argument is the parent's process id."""
+    """The main of the process that compiling ones are forked from; its argument is the parent's process id."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    out = _silenced(1)
-    _end_with(int(sys.argv[1]))
-    first = _read_frame()
+    orders = _silenced(0)  # a forked process must not hold it open
+    os.close(_silenced(1))
+    parent = _watched(int(sys.argv[1]))
+    first = _read_frame(orders)
     if first is None:
         return
     try:
         hello = msgspec.msgpack.decode(first, type=Hello)
         prover = Prover(Lexicon.of(hello.tokens, hello.eos, hello.vocab), hello.limits)
     except (RametError, msgspec.MsgspecError, MemoryError) as error:
-        _write(out, Refused(f"{type(error).__name__}: {error}"))
+        _write(orders, Refused(f"{type(error).__name__}: {error}"))
         return
     _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_AS, hello.limits.memory_bytes)
     os.close(_silenced(2))  # what native code says when memory is short is for nobody
-    _write(out, Ready())
-    while (frame := _read_frame()) is not None:
-        _limit(resource.RLIMIT_CPU, int(_cpu_seconds()) + 1 + hello.limits.cpu_seconds)
-        _write(out, answer(prover, CONSTRAINTS.decode(frame), hello.limits))
+    gc.collect()
+    gc.freeze()  # what forked processes share is not written to
+    _write(orders, Ready())
+    _serve(orders, parent, prover, hello.limits)
+
+
+def _serve(orders: int, parent: int | None, prover: Prover, limits: SpecLimits) -> None:
+    """Fork and reap as told: 4 bytes in (0, with a socket: fork; else the process to wait for), 4 bytes out (the new
+    process, 0 when there can be none; else how it ended). No threads here: this process forks."""
+    channel = socket.socket(fileno=orders)
+    while True:
+        ready, _, _ = select.select([orders, *([] if parent is None else [parent])], [], [])
+        if parent in ready:
+            os._exit(0)
+        message, sockets, _, _ = socket.recv_fds(channel, 4, 1)
+        if len(message) < 4:
+            return
+        pid = int.from_bytes(message, "little")
+        if pid:
+            answered = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        else:
+            answered = _forked(sockets[0], channel, parent, prover, limits)
+            os.close(sockets[0])
+        channel.sendall(answered.to_bytes(4, "little", signed=True))
+
+
+def _forked(own: int, channel: socket.socket, parent: int | None, prover: Prover, limits: SpecLimits) -> int:
+    try:
+        pid = os.fork()
+    except OSError:
+        return 0
+    if pid == 0:
+        try:
+            channel.close()
+            _compile(own, parent, prover, limits)
+        finally:
+            os._exit(0)
+    return pid
+
+
+def _compile(own: int, parent: int | None, prover: Prover, limits: SpecLimits) -> None:
+    """What a forked process does: answer constraints until its socket closes or the parent ends."""
+    if parent is not None:
+        _end_with(parent)
+    _limit(resource.RLIMIT_AS, limits.memory_bytes)
+    while (frame := _read_frame(own)) is not None:
+        _limit(resource.RLIMIT_CPU, int(_cpu_seconds()) + 1 + limits.cpu_seconds)
+        _write(own, answer(prover, CONSTRAINTS.decode(frame), limits))
 
 
 def _silenced(stream: int) -> int:
@@ -111,19 +158,24 @@ def _silenced(stream: int) -> int:
     return before
 
 
-def _end_with(parent: int) -> None:
-    """End this process when the parent ends, however, also while it is busy or another process holds its input open.
-    The kernel's parent-death signal will not do: it is sent when the *thread* that started this process ends. Where
-    there are no process descriptors, the end of the input and the limit on CPU time are what remains."""
+def _watched(parent: int) -> int | None:
+    """A descriptor that is readable once the parent has ended, however. The kernel's parent-death signal will not do:
+    it is sent when the *thread* that started this process ends. Where there are no process descriptors, the end of the
+    sockets and the limit on CPU time are what remains."""
     try:
         descriptor = os.pidfd_open(parent)
     except (AttributeError, OSError):
-        return
+        return None
     if os.getppid() != parent:  # it ended before the line above
         os._exit(0)
+    return descriptor
+
+
+def _end_with(parent: int) -> None:
+    """End this process with the parent, also while it is busy or another process holds its socket open."""
 
     def follow() -> None:
-        select.select([descriptor], [], [])
+        select.select([parent], [], [])
         os._exit(0)
 
     threading.Thread(target=follow, name="ramet-parent", daemon=True).start()
@@ -152,15 +204,15 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _read_frame() -> bytes | None:
-    head = _read(4)
-    return None if head is None else _read(int.from_bytes(head, "little"))
+def _read_frame(source: int) -> bytes | None:
+    head = _read(source, 4)
+    return None if head is None else _read(source, int.from_bytes(head, "little"))
 
 
-def _read(count: int) -> bytes | None:
+def _read(source: int, count: int) -> bytes | None:
     data = bytearray()
     while len(data) < count:
-        part = os.read(0, min(count - len(data), 1 << 20))
+        part = os.read(source, min(count - len(data), 1 << 20))
         if not part:
             return None
         data += part

@@ -24,9 +24,12 @@ _FIRST = {
 _MORE = "0123456789.eE"  # what a number could go on with
 
 
-def json_part(schema: str, whitespace: Literal["fixed", "flexible"] = "fixed") -> tuple[Opaque, tuple[str, ...]]:
-    """A schema as a node, and the notes of its translation. Raises `ConstraintError` (`json_schema: ...`)."""
-    made = json_schema.translate(schema, whitespace)
+def json_part(
+    schema: str, whitespace: Literal["fixed", "flexible"] = "fixed", *, marks: bool = False
+) -> tuple[Opaque, tuple[str, ...]]:
+    """A schema as a node, and the notes of its translation; `marks`: as `json_schema.translate` has them. Raises
+    `ConstraintError` (`json_schema: ...`)."""
+    made = json_schema.translate(schema, whitespace, marks=marks)
     types = _types(json.loads(schema))
     return Opaque(
         made.lark,

@@ -13,6 +13,7 @@ from typing import Final
 
 from ramet.frontend.schema_refs import Document, refusal
 from ramet.runtime.grammar import json_scalars as scalars
+from ramet.runtime.grammar.json_alone import alone, countable
 from ramet.runtime.grammar.json_arrays import (
     Graph,
     Unique,
@@ -58,16 +59,17 @@ class Facts:
 
 
 class Emitter:
-    """Writes the rules of one schema."""
+    """Writes the rules of one schema; `marks`: for lanes (lanes.py)."""
 
-    def __init__(self, document: Document, whitespace: Whitespace, prefix: str) -> None:
-        self.terms = scalars.Terms(prefix)
+    def __init__(self, document: Document, whitespace: Whitespace, prefix: str, marks: bool = False) -> None:
+        self.terms = scalars.Terms(prefix, marks)
         self.rules = Rules(prefix)
         self.expander = Expander(document, self._surely_empty)
         self.layout = Layout.of(whitespace, self.terms)
         self._facts: dict[State, tuple[Facts, ...]] = {}
         self._texts: dict[State, str | None] = {}  # of states that have texts: an example, where one is known
         self._checking: set[State] = set()
+        self._alone: frozenset[State] = frozenset()
 
     # Which states have texts
 
@@ -225,6 +227,8 @@ class Emitter:
 
     def write(self, root: State) -> str:
         """Write the rules of `root` and all that it leads to; returns the name of its rule."""
+        if self.terms.marks:
+            self._alone = alone(root, self.facts, children, self.alive)
         name = self.value(root)
         while self.rules.pending:
             state = self.rules.pending.pop()
@@ -233,11 +237,13 @@ class Emitter:
 
     def _options(self, state: State) -> list[str]:
         facts = [fact for fact in self.facts(state) if self._example(fact)[0]]
-        terms = list(dict.fromkeys(fact.term for fact in facts if fact.term is not None))
-        counted = [term for term in terms if term.startswith("%")]
-        plain = [term for term in terms if not term.startswith("%")]
+        strings = [fact for fact in facts if state in self._alone and countable(fact.shape)]
+        others = [fact for fact in facts if fact not in strings]
+        terms = list(dict.fromkeys(fact.term for fact in others if fact.term is not None))
+        single = [term for term in terms if term.startswith("%") or term in self.terms.open]
+        plain = [term for term in terms if term not in single]
         options = [self.terms.name(" | ".join(plain))] if plain else []
-        options += counted
+        options += [*single, *dict.fromkeys(scalars.counted(self.terms, fact.shape) for fact in strings)]
         for fact in facts:
             if isinstance(fact.shape, Arr):
                 options += array_rules(self, fact.shape, fact.graph)

@@ -16,8 +16,9 @@ from llguidance import LLMatcher, LLTokenizer
 
 from ramet.frontend.errors import ConstraintError
 from ramet.runtime.grammar import json_patterns as patterns
+from ramet.runtime.grammar import lanes
 from ramet.runtime.grammar.json_keywords import value_text
-from ramet.runtime.grammar.json_shapes import Bool, Null, Num, Str, Unenforced, fits, holds, normal
+from ramet.runtime.grammar.json_shapes import Bool, Null, Num, Shape, Str, Unenforced, fits, holds, normal
 
 MOST_DIGITS: Final = 78
 _EDGE: Final = Decimal(10) ** MOST_DIGITS
@@ -34,10 +35,13 @@ _INTEGER: Final = rf"0|-?[1-9][0-9]{{0,{MOST_DIGITS - 1}}}"
 
 
 class Terms:
-    """Terminals by their definition, each defined once; names begin with `prefix`."""
+    """Terminals by their definition, each defined once; names begin with `prefix`. `marks`: those that may get lanes
+    (lanes.py) are marked; `open` are such that stand for themselves in rules, not in other terminals."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, marks: bool = False) -> None:
         self._prefix = prefix.upper()
+        self.marks = marks
+        self.open: set[str] = set()
         self._names: dict[str, str] = {}
         self._matchers: dict[str, LLMatcher] = {}
         self._searches: dict[tuple[str, bool], str] = {}
@@ -142,12 +146,39 @@ def string(terms: Terms, shape: Str) -> str:
         return terms.regex(f"{quote}{patterns.ANY_SPELLING}{bound or '*'}{quote}")
     parts = _formats(terms, shape)
     parts += [terms.regex(f"{quote}{terms.search(one)}{quote}") for one in sorted(shape.patterns)]
+    whole = terms.regex(f"{quote}{patterns.ANY}{bound or '*'}{quote}")
     if bound or not parts:
-        parts.append(terms.regex(f"{quote}{patterns.ANY}{bound or '*'}{quote}"))
+        parts.append(whole)
     parts += ["~" + terms.regex(f"{quote}{terms.search(one, True)}{quote}") for one in sorted(shape.others)]
     if shape.excluded:
         parts.append("~" + names(terms, shape.excluded))
-    return terms.name(_every(parts)) if len(parts) > 1 else parts[0]
+    name = terms.name(_every(parts)) if len(parts) > 1 else parts[0]
+    if terms.marks and _open(terms, shape, name):
+        name = terms.name(_every([terms.regex(lanes.free()), *(one for one in parts if bound or one != whole)]))
+        terms.open.add(name)
+    return name
+
+
+def _open(terms: Terms, shape: Str, name: str) -> bool:
+    """Whether any plain characters begin a string of this shape: surely, if some ending makes one of them all."""
+    if shape.high is not None or shape.formats or shape.low > 100:
+        return False
+    if not (shape.patterns or shape.others):
+        return not any(text.endswith(lanes.RARE) for text in shape.excluded)
+    ending = lanes.RARE * max(1, shape.low) + "".join(map(patterns.example, sorted(shape.patterns)))
+    try:
+        ended = terms.regex(f'"{lanes.PLAIN}*{patterns.literal(ending)}"')
+        return terms.empty(terms.name(f"{ended} & ~{name}"))
+    except ConstraintError:  # too much to find out
+        return False
+
+
+def counted(terms: Terms, shape: Shape) -> str:
+    """The terminal of a string of at most so many characters, where no other string may begin."""
+    assert isinstance(shape, Str) and shape.high, "only strings with a length are counted"
+    if shape.low > MOST_LENGTH:
+        raise Unenforced("minLength", f"{shape.low} is above {MOST_LENGTH} (limit: length)", shape.low)
+    return terms.regex(lanes.counted(shape.low, min(shape.high, MOST_LENGTH)))
 
 
 def names(terms: Terms, texts: frozenset[str] | set[str]) -> str:

@@ -35,21 +35,24 @@ from ramet.runtime.grammar.translation import Translation
 _DIGITS: Final = 2_000  # of intermediate results: more than any two numbers of a schema need
 
 
-def translate(schema: str, whitespace: Whitespace = "fixed", prefix: str = "json") -> Translation:
-    """The grammar of a schema. Names of its rules (but `start`) and terminals begin with `prefix`. Raises
-    `ConstraintError` for what is no schema, is too large, cannot be enforced, or has no valid value at all."""
+def translate(
+    schema: str, whitespace: Whitespace = "fixed", prefix: str = "json", *, marks: bool = True
+) -> Translation:
+    """The grammar of a schema. Names of its rules (but `start`) and terminals begin with `prefix`. `marks`: those that
+    may get lanes (lanes.py) are marked; only for a text that is told apart from all others where it begins, in a
+    program whose other texts need no control characters. Raises `ConstraintError` for what is no schema, is too large,
+    cannot be enforced, or has no valid value at all."""
     with localcontext(Context(prec=_DIGITS)):
         value = read(schema)
         check(value)
         document = Document(value)
         try:
-            return _translated(document, whitespace, prefix)
+            return _translated(Emitter(document, whitespace, prefix, marks), document)
         except Unenforced as error:
             raise refusal(_place(document, error), error.why) from None
 
 
-def _translated(document: Document, whitespace: Whitespace, prefix: str) -> Translation:
-    emitter = Emitter(document, whitespace, prefix)
+def _translated(emitter: Emitter, document: Document) -> Translation:
     _patterns(document, emitter)
     root = emitter.expander.state("#")
     emitter.explore(root)

@@ -17,11 +17,14 @@ from ramet.frontend.errors import ConstraintError
 @dataclass(frozen=True)
 class SpecLimits:
     """`spec_bytes` is the size of the specification as given, `program_bytes` of what it is translated to. The times
-    and the address space are those of the process that compiles it."""
+    `wall_seconds` and `cpu_seconds` and the address space are those of the process that compiles it; `answer_seconds`
+    bounds the whole answer, from the request on: what has to wait for others so long that it cannot be compiled within
+    them is put off, and never called too costly."""
 
     spec_bytes: int = 64 << 10
     program_bytes: int = 256 << 10
-    wall_seconds: float = 2.0
+    wall_seconds: float = 1.5
+    answer_seconds: float = 2.0
     cpu_seconds: int = 2
     memory_bytes: int = 1 << 30
 

@@ -18,6 +18,7 @@ from ramet.frontend.regular import EMPTY, Cat, Node, Times, Union, literal
 from ramet.runtime.grammar import ebnf, emit
 from ramet.runtime.grammar.embed import json_part
 from ramet.runtime.grammar.rules import Avoid, Ref, Rules, renamed
+from ramet.runtime.grammar.structure_told import told_apart
 from ramet.runtime.grammar.translation import Translation
 
 MAX_BYTES, MAX_DEPTH = 64 * 1024, 64
@@ -28,8 +29,9 @@ _START = "structure"
 def translate(spec: str) -> Translation:
     """A structural tag as rules. Raises `ConstraintError`: `structure: at "#/format/tags/0": ...`."""
     try:
-        reader = _Reader()
-        root = reader.read(_parsed(spec))
+        parsed = _parsed(spec)
+        reader = _Reader(isinstance(parsed, dict) and told_apart(parsed.get("format")))
+        root = reader.read(parsed)
     except ConstraintError as error:
         raise ConstraintError(f"structure: {error.message}") from None
     return emit.translate({_START: root, **reader.rules}, _START, "structure", tuple(reader.notes))
@@ -90,8 +92,9 @@ def _free(place: _Place, avoid: tuple[str, ...], end: tuple[str, ...]) -> Node:
 
 @dataclass
 class _Reader:
-    """Reads formats into nodes; grammars inside become rules of their own."""
+    """Reads formats into nodes; grammars inside become rules of their own. `told`: JSON is told apart."""
 
+    told: bool = False
     rules: Rules = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -185,7 +188,9 @@ def _schema(reader: _Reader, value: Any, place: _Place) -> Node:
         place.at("style").fail(f'only "json" is supported, not {fields["style"]!r}')
     if fields["any_order"]:
         place.at("any_order").fail("is not supported: properties come in the order of the schema")
-    part, notes = _within(place.at("json_schema"), lambda: json_part(json.dumps(fields["json_schema"])))
+    part, notes = _within(
+        place.at("json_schema"), lambda: json_part(json.dumps(fields["json_schema"]), marks=reader.told)
+    )
     reader.notes += notes
     return _ended(part, place)
 

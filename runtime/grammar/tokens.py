@@ -6,6 +6,8 @@ In: a `Tokenizer`, or the bytes of its tokens (b"" for those that stand for no t
 
 from __future__ import annotations
 
+import re
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,21 +17,25 @@ from llguidance import LLTokenizer, TokenizerWrapper
 
 from ramet.frontend.errors import EngineError
 from ramet.runtime.batch import U32
+from ramet.runtime.grammar.lanes import COUNT, GATE, PLAIN, SIGNALS
 
 if TYPE_CHECKING:
     from ramet.runtime.text import Tokenizer
 
-# Sets of tokens that a mask takes over whole where the grammar allows all of them, so that it need not look at each:
-# 40 times faster inside strings, 15 times in a class of letters, digits and some signs. Several lengths, since a string
-# with a maxLength has room for so much and no more; each costs every start of an engine some 10 ms.
-# U+2028 and U+2029 are left out because the dot of a JSON schema's pattern leaves them out.
-_PLAIN = r'[^"\\\x00-\x1F\x7F\u{2028}\u{2029}]'
+# Slices: sets of tokens that a mask takes over whole where the grammar allows all of them, so that it need not look at
+# each: 40 times faster inside strings, 15 times in a class of letters, digits and some signs. Several lengths, since a
+# pattern's string has room for so much and no more; each costs every start of an engine some 10 ms.
 _LENGTHS = (2, 4, 7, 10, 15, 20, 30)
 _SLICES = [
     r"[\x20\x0A\x0D\x09]+",
-    *(f"{kind}{{1,{most}}}" for kind in ("[a-zA-Z0-9 ]", _PLAIN) for most in _LENGTHS),
-    f"{_PLAIN}+",
+    *(f"{kind}{{1,{most}}}" for kind in ("[a-zA-Z0-9 ]", PLAIN) for most in _LENGTHS),
+    f"{PLAIN}+",
 ]
+MOST_LEFT = 30  # characters that are left in a string, up to which its mask is made by the lengths of tokens
+_PLAIN_ASCII, _PLAIN = (
+    re.compile(rb'[^"\\\x00-\x1F\x7F-\xFF]+'),
+    re.compile(PLAIN.replace("{", "").replace("}", "") + "*"),
+)
 EXACT = 4096  # bytes of text up to which the fewest tokens are counted; above, they are bounded from below
 
 
@@ -38,13 +44,20 @@ class Lexicon:
     """`text[i]` are the bytes that token i adds to a text, b"" for those that masks never allow: control tokens, end
     tokens, ids without a token, tokens that hold the byte 0xff (never part of UTF-8; llguidance marks control tokens
     with it). `allowed` and `ends` are bitmasks `[ceil(V/32)]` of the tokens that spell and end texts. `words` is the
-    length of the masks that llguidance writes, which may be one more."""
+    length of the masks that llguidance writes, which may be more.
+
+    For lanes: `gate` and `count` are tokens of these signals, `raw` those that hold a signal; `longer[n]` are the
+    tokens of more than n plain characters (the last one may be incomplete), `[MOST_LEFT, ceil(V/32)]`."""
 
     engine: LLTokenizer
     text: tuple[bytes, ...]
     allowed: U32
     ends: U32
     words: int
+    gate: int
+    count: int
+    raw: U32
+    longer: U32
 
     @classmethod
     def of(cls, tokens: Tokenizer | Sequence[bytes], eos: Iterable[int], vocab: int | None = None) -> Lexicon:
@@ -61,8 +74,14 @@ class Lexicon:
         padded = text + (b"",) * (size - len(text))
         spelling = _bits((i for i, t in enumerate(text) if t), size)
         ends = _bits(stops, size)
-        engine = ll_tokenizer(padded, sorted(stops))
-        return cls(engine, padded, spelling | ends, ends, -(-engine.vocab_size // 32))
+        engine, gate, count = ll_tokenizer(padded, sorted(stops))
+        raw = _bits((i for i, t in enumerate(text) if any(signal in t for signal in SIGNALS)), size)
+        words = -(-engine.vocab_size // 32)
+        return cls(engine, padded, spelling | ends, ends, words, gate, count, raw, _longer(padded))
+
+    def is_raw(self, token: int) -> bool:
+        """Whether a token holds a signal."""
+        return bool(self.raw[token >> 5] >> (token & 31) & 1)
 
     def spells(self, token: int) -> bool:
         """Whether the id stands for bytes of text."""
@@ -89,10 +108,34 @@ def token_bytes(tokens: Tokenizer | Sequence[bytes]) -> Sequence[bytes]:
     return [tokens.token_bytes(i) for i in range(tokens.vocab_size)]
 
 
-def ll_tokenizer(tokens: Sequence[bytes], eos: Sequence[int]) -> LLTokenizer:
-    """llguidance's tokenizer over these bytes; without end tokens it gets one beyond the vocabulary."""
+def ll_tokenizer(tokens: Sequence[bytes], eos: Sequence[int]) -> tuple[LLTokenizer, int, int]:
+    """llguidance's tokenizer over these bytes, the tokens of `GATE` and `COUNT`; without end tokens it gets one beyond
+    the vocabulary, as it does for signals."""
     content, ends = (list(tokens), list(eos)) if eos else ([*tokens, b""], [len(tokens)])
-    return LLTokenizer(TokenizerWrapper(_Source(content, ends[0])), eos_token=ends, slices=_SLICES)
+    signals = []
+    for signal in (GATE.encode(), COUNT.encode()):
+        if signal not in content:
+            content.append(signal)
+        signals.append(content.index(signal))
+    engine = LLTokenizer(TokenizerWrapper(_Source(content, ends[0])), eos_token=ends, slices=_SLICES)
+    return engine, signals[0], signals[1]
+
+
+def _longer(text: Sequence[bytes]) -> U32:
+    counts = np.fromiter(map(_characters, text), np.int32, len(text))
+    return np.stack([_bits(np.flatnonzero(counts > n).tolist(), len(text)) for n in range(MOST_LEFT)])
+
+
+def _characters(text: bytes) -> int:
+    """The number of characters of a text of plain ones, the last of which may be incomplete; 0 for any other text."""
+    if _PLAIN_ASCII.fullmatch(text):
+        return len(text)
+    decoder = getincrementaldecoder("utf-8")()
+    try:
+        found = decoder.decode(text)
+    except UnicodeDecodeError:
+        return 0
+    return len(found) + bool(decoder.getstate()[0]) if _PLAIN.fullmatch(found) else 0
 
 
 def _bits(ids: Iterable[int], size: int) -> U32:

@@ -6,10 +6,9 @@ a `ModelError` that names the place, the key and the value.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from ramet.frontend.errors import ModelError
 
@@ -85,9 +84,19 @@ class Fields:
 
 def shortest(value: float) -> float:
     """A float32 that a file widened (9.999999747378752e-06) as the decimal that was meant (1e-05): the same float32."""
-    with np.errstate(over="ignore"):
-        narrow = np.float32(value)
-    return float(str(narrow)) if float(narrow) == value else value
+    if _narrow(value) != value:
+        return value
+    decimals = (float(f"{value:.{digits}g}") for digits in range(1, 10))  # 9 digits tell any two float32 apart
+    return next((decimal for decimal in decimals if _narrow(decimal) == value), value)
+
+
+def _narrow(value: float) -> float:
+    """The nearest float32; infinite beyond the largest."""
+    try:
+        narrow: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+    return narrow
 
 
 def unique(ids: Sequence[int]) -> tuple[int, ...]:

@@ -12,16 +12,18 @@ import mmap
 import os
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from ramet.frontend.errors import ModelError
 
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
+if TYPE_CHECKING:  # the world of text reads headers only, and starts sooner without numpy
+    import numpy as np
+    import numpy.typing as npt
+
+    U8 = npt.NDArray[np.uint8]
+    F32 = npt.NDArray[np.float32]
 
 MAX_ENTRIES = 1 << 16  # metadata keys
 MAX_TENSORS = 1 << 18
@@ -83,10 +85,16 @@ class GGUFFile:
     """A checked header over a memory-mapped file; tensors are read when they are asked for."""
 
     def __init__(
-        self, path: Path, data: U8, version: int, metadata: dict[str, object], tensors: dict[str, TensorInfo]
+        self, path: Path, data: mmap.mmap, version: int, metadata: dict[str, object], tensors: dict[str, TensorInfo]
     ) -> None:
         self.path, self.version, self.metadata, self.tensors = path, version, metadata, tensors
-        self._data = data
+        self._map = data
+
+    @cached_property
+    def _data(self) -> U8:
+        import numpy as np
+
+        return np.frombuffer(self._map, np.uint8)
 
     def raw(self, name: str) -> U8:
         """The tensor's bytes as they lie in the file, `[nbytes] uint8`, memory-mapped and read-only."""
@@ -95,6 +103,8 @@ class GGUFFile:
 
     def dequantize(self, name: str) -> F32:
         """The tensor as float32, of the shape in `tensors[name]`: a new array, every element written."""
+        import numpy as np
+
         info, raw = self._info(name), self.raw(name)
         if info.type == "F32":
             return raw.view("<f4").astype(np.float32).reshape(info.shape)
@@ -113,6 +123,7 @@ class GGUFFile:
 
 def dequantize_blocks(raw: U8, type_name: str) -> F32:
     """Block-quantised bytes to float32, a bounded number of blocks at a time, by the `gguf` package's numpy code."""
+    import numpy as np
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -184,13 +195,13 @@ class _Header:
             return self.strings(count, key)
         code, size = _SCALARS[kind]
         self.need(count * size, f"the array {key!r}")
-        values = np.frombuffer(self.data, "<" + np.dtype(code).str[1:], count, self.pos)
+        values: list[Any] = list(struct.unpack_from(f"<{count}{code}", self.data, self.pos))
         if kind == _BOOL:
-            if count and values.max() > 1:
+            if max(values, default=0) > 1:
                 raise self.error(f"{key!r} has a boolean that is neither 0 nor 1")
-            values = values.astype(np.bool_)
+            values = list(map(bool, values))
         self.pos += count * size
-        return list(values.tolist())
+        return values
 
     def strings(self, count: int, key: str) -> list[str]:
         """A vocabulary has 50,000 to 500,000 of them: one tight loop over the map, the same checks as `string`."""
@@ -239,7 +250,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         raise header.error(f"{entry_count} keys do not fit", 16)
     metadata = _read_metadata(header, entry_count)
     tensors = _read_tensors(header, tensor_count, _alignment(header, metadata))
-    return GGUFFile(path, np.frombuffer(data, np.uint8), version, metadata, tensors)
+    return GGUFFile(path, data, version, metadata, tensors)
 
 
 def _read_metadata(header: _Header, count: int) -> dict[str, object]:

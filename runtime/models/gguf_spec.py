@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, cast
 
 from ramet.frontend.errors import ModelError
 from ramet.runtime.models.fields import Fields, between, shortest, unique
 from ramet.runtime.models.spec import CAPS, SUPPORTED, Family, Rope, Spec, yarn_context
+
+if TYPE_CHECKING:  # numpy is needed for Llama 3's frequency bands alone
+    import numpy as np
 
 # Keys below "<architecture>." of a GGUF header that are understood; and those that may only have a neutral value.
 _GGUF_READ = [
@@ -141,6 +142,8 @@ def _gguf_rope(f: Fields) -> Rope:
 
 def llama3_factors(rope: Rope, head_dim: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """What Llama 3.1's scaling divides each frequency by, `[head_dim / 2] float64`, as `rope_freqs.weight` has it."""
+    import numpy as np
+
     turns = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim) / (2 * math.pi)
     smooth = (rope.original_context * turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     smooth = np.clip(smooth, 0.0, 1.0)
@@ -153,6 +156,8 @@ def rope_from_factors(rope: Rope, head_dim: int, factors: Sequence[float]) -> Ro
     The bands are first taken as Llama 3.1's own (8192 tokens, 1 to 4) and else fitted, low_freq_factor being 1 by
     convention (only the ratios matter). Raises `ModelError` when the divisors are of another kind.
     """
+    import numpy as np
+
     given = np.asarray(factors, dtype=np.float64)
     if given.shape != (head_dim // 2,) or not np.isfinite(given).all() or given.min() <= 0:
         raise ModelError(f"rope_freqs.weight: {given.size} values, expected {head_dim // 2} positive finite ones")

@@ -13,13 +13,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ramet.frontend.errors import ModelError
 from ramet.runtime.models.fetch import DEFAULT_WHEEL, Progress, cache_directory, fetch_member
-from ramet.runtime.models.gguf import GGUFFile, read_gguf
-from ramet.runtime.models.gguf_spec import from_gguf, rope_from_factors
 from ramet.runtime.models.spec import Rope, Spec, from_hf
+
+if TYPE_CHECKING:  # imported when a file is read: to find a model takes less, and an engine's start waits for it
+    from ramet.runtime.models.gguf import GGUFFile
 
 DEFAULT = "smollm2-135m-instruct"
 _MAX_JSON = 64 << 20  # bytes of a JSON file beside the weights; the largest tokenizer.json files have 20 MB
@@ -154,18 +155,33 @@ def _from_hugging_face(model: str, progress: Progress | None) -> ModelSource:
     return _directory_source(Path(path), model)
 
 
-def load_spec(source: ModelSource) -> Spec:
-    """The Spec of a model: config.json and generation_config.json, a GGUF header, or a preset. Raises `ModelError`."""
+def load_both(source: ModelSource) -> tuple[Spec, Metadata]:
+    """Spec and metadata of a model, for which a GGUF header is read once. Raises `ModelError`."""
+    header = _header(source) if source.kind == "gguf" else None
+    return load_spec(source, header), load_metadata(source, header)
+
+
+def load_spec(source: ModelSource, header: GGUFFile | None = None) -> Spec:
+    """The Spec of a model: config.json and generation_config.json, a GGUF header, or a preset. `header` is that of a
+    GGUF source, where it was read already. Raises `ModelError`."""
     if source.kind == "random":
         return PRESETS[source.preset]
     if source.kind == "gguf":
-        return replace(gguf_spec(read_gguf(source.path)), name=source.name)
+        return replace(gguf_spec(header or _header(source)), name=source.name)
     config = _read_json(source.path / "config.json")
     return replace(from_hf(config, _optional_json(source.path / "generation_config.json")), name=source.name)
 
 
+def _header(source: ModelSource) -> GGUFFile:
+    from ramet.runtime.models.gguf import read_gguf
+
+    return read_gguf(source.path)
+
+
 def gguf_spec(file: GGUFFile) -> Spec:
     """The Spec of an opened GGUF file, Llama 3's frequency bands included (from the tensor `rope_freqs.weight`)."""
+    from ramet.runtime.models.gguf_spec import from_gguf, rope_from_factors
+
     if file.metadata.get("split.count", 0) not in (0, 1):
         raise ModelError(f"{file.path}: is one part of a split model; merge the parts first (llama-gguf-split --merge)")
     try:
@@ -178,8 +194,14 @@ def gguf_spec(file: GGUFFile) -> Spec:
     return spec
 
 
-def load_metadata(source: ModelSource, *, cache_dir: Path | None = None, progress: Progress | None = None) -> Metadata:
-    """What the tokenizer and the chat template of a model are made from.
+def load_metadata(
+    source: ModelSource,
+    header: GGUFFile | None = None,
+    *,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Metadata:
+    """What the tokenizer and the chat template of a model are made from; `header` as for `load_spec`.
 
     A random model has none of its own: it speaks the embedded default's vocabulary (49,152 tokens), which is fetched
     when it is not in the cache; ids beyond it have no text. Raises `ModelError`.
@@ -191,7 +213,7 @@ def load_metadata(source: ModelSource, *, cache_dir: Path | None = None, progres
             raise ModelError(f"{source.name}: a vocabulary of {vocab} tokens is too small for {DEFAULT}'s tokenizer")
         return default
     if source.kind == "gguf":
-        metadata = read_gguf(source.path).metadata
+        metadata = (header or _header(source)).metadata
         template = metadata.get("tokenizer.chat_template")
         return Metadata(gguf=metadata, chat_template=template if isinstance(template, str) else None)
     tokenizer = source.path / "tokenizer.json"

@@ -98,19 +98,20 @@ def layout(prompt: Prompt, call: Call, place: int = 0) -> Layout:
     return Layout(tuple(ops), score, gens, branches[0])
 
 
-def compiled(call: Call, client: EngineClient) -> tuple[str, ...]:
+def compiled(call: Call, client: EngineClient, *, since: float | None = None) -> tuple[str, ...]:
     """Compile the constraint of a call, so that lowering finds it compiled. Sentences about what the text is held to
-    less strictly than the constraint says. Raises `Failure` 400, 503."""
+    less strictly than the constraint says; `since` is when the request came (of the monotonic clock). Raises `Failure`
+    400, 503."""
     constraint = call.constraint
     if isinstance(constraint, ir.Calls):
         constraint = client.template.tool_format.structure(constraint)
     if constraint is None or not call.generate:
         return ()
     try:
-        return client.compiler.compile(constraint).notes
+        return client.compiler.compile(constraint, since).notes
     except errors.ConstraintError as error:
         raise refused(error, call.field, call.places) from None
-    except errors.EngineError as error:
+    except (errors.EngineError, errors.OverloadedError) as error:
         raise failures.unavailable(str(error), 1.0) from None
 
 

@@ -95,7 +95,7 @@ def of(error: BaseException) -> Failure:
         return Failure(400, str(error), code="context_length_exceeded")
     if isinstance(error, errors.ConstraintError | errors.StateError | errors.ModelError):
         return bad(str(error))  # a ModelError of a request: its chat is more than the template may render
-    if isinstance(error, errors.TransportError):
+    if isinstance(error, errors.TransportError | errors.OverloadedError):
         return unavailable(str(error), 1.0)
     if isinstance(error, errors.ProgramTimeout):
         return late(str(error))

@@ -23,6 +23,7 @@ from ramet.runtime.server.settings import LOOPBACK, Settings
 from ramet.runtime.server.vendor_errors import refusal
 
 OPEN = frozenset(("/health", "/ready", "/ping"))
+PAGE = "/dashboard"
 LINGER = (2.0, 256 << 20)  # seconds and bytes for which the rest of a refused body is read and thrown away
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ONCE = (
@@ -100,6 +101,7 @@ class Guard:
         admin = bool(self._admin) and any(hmac.compare_digest(each, self._admin) for each in given)
         known = [key for key in self._keys if any(hmac.compare_digest(each, key) for each in given)]
         is_open = path in OPEN or (path == "/metrics" and self._settings.metrics_public)
+        is_open = is_open or (path == PAGE and self._settings.dashboard)  # an empty page: its data asks for the key
         if not (admin or known or is_open or not self._keys):
             hint = "give it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
             why = "the API key is wrong" if given else "an API key is needed"

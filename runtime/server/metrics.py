@@ -151,10 +151,13 @@ class Metrics:
 
     def hit_rate(self) -> float:
         """Share of prompt tokens that the cache had, since the server started."""
-        read = self._registry.get_sample_value
-        labels = {"model_name": self._model}
-        prompt = read("ramet_prompt_tokens_total", labels) or 0.0
-        return (read("ramet_cached_tokens_total", labels) or 0.0) / prompt if prompt else 0.0
+        prompt, cached = self.prompts()
+        return cached / prompt if prompt else 0.0
+
+    def prompts(self) -> tuple[float, float]:
+        """Tokens of prompts, and how many of them the cache had, since the server started."""
+        read, labels = self._registry.get_sample_value, {"model_name": self._model}
+        return read("ramet_prompt_tokens_total", labels) or 0.0, read("ramet_cached_tokens_total", labels) or 0.0
 
 
 _ALIASES = (

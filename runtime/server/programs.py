@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response, WebSocket
 from pydantic import ConfigDict, Field, JsonValue
 
 from ramet.frontend import errors, ir
+from ramet.runtime.server import plans
 from ramet.runtime.server import program_body as body
 from ramet.runtime.server.call import Caller
-from ramet.runtime.server.failures import Failure
+from ramet.runtime.server.failures import Failure, bad
 from ramet.runtime.server.live import converse
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
 from ramet.runtime.server.wire import Batches, Body, Event, StrictRoute, attended, caller_of, noted, reply, sse
 
+Told = TypeVar("Told")
 Who = Depends(caller_of)
 EXAMPLE: dict[str, JsonValue] = {
     "version": 1,
@@ -47,10 +50,15 @@ class ProgramBody(Body):
         default_factory=dict,
         description="`name`, `seed` (of all sampling noise), `priority`, `namespace` (a salt of the prefix cache)",
     )
-    ops: list[Any] = Field(
+    ops: list[Any] | None = Field(
+        None,
         description="operations: objects with `type` (text, tokens, role, gen, select, score, fork, join, put, close), "
-        '`id` (unique), `seq` (the sequence that it acts on; the first one is "0") and the fields of their type'
+        '`id` (unique), `seq` (the sequence that it acts on; the first one is "0") and the fields of their type',
     )
+    plan: dict[str, Any] | None = Field(
+        None, description="in place of `ops`: a compiled program, as `Plan.save` writes it, without graph breaks"
+    )
+    args: dict[str, Any] | None = Field(None, description="arguments of the plan's open parameters, by name")
     limits: dict[str, Any] | None = Field(
         None, description="narrower limits than the server's: ops, sequences, depth, choices, tokens, seconds"
     )
@@ -66,9 +74,15 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     @routes.post("/v1/programs")
     async def run_program(program: ProgramBody, request: Request, caller: Caller = Who) -> Response:
         """Run a whole program. Events come as `event: <kind>` with the event as `data`; the last one is `ended`. An
-        `error` event in its place says that the program was cut short."""
+        `error` event in its place says that the program was cut short. A plan's result comes as an event
+        `result` before the last one: `{"value": ...}`, or `{"error": ...}` when a text is not what its type asks for.
+        """
         notes = noted(program, settings)
         opening = body.opening_of(program.version, program.header, program.limits, program.timeout, most)
+        if program.plan is not None or program.ops is None:
+            return await _planned(program, opening, request, caller, notes)
+        if program.args is not None:
+            raise bad("`args` are those of a `plan`: leave them out", "args")
         ops = body.operations(program.ops)
         body.Meter(opening.limits, service.context).take(ops)
         events = _events(service, opening, ops, caller)
@@ -78,6 +92,21 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
         async with contextlib.aclosing(events):
             found = await attended(request, _all(events))
         return reply({"version": body.VERSION, "events": [body.plain(event) for event in found]}, caller, notes)
+
+    async def _planned(
+        program: ProgramBody, opening: body.Opening, request: Request, caller: Caller, notes: tuple[str, ...]
+    ) -> Response:
+        if program.plan is None or program.ops is not None:
+            raise bad("give `ops`, or a `plan` with its `args`: one of the two", "ops")
+        run = await asyncio.to_thread(plans.prepared, program.plan, program.args or {}, opening, service, settings)
+        events = run.events(service, opening, caller)
+        if program.stream:
+            return await sse(_framed(events), request, caller, done=None, failed=_failed, notes=notes)
+        async with contextlib.aclosing(events):
+            found = await attended(request, _all(events))
+        told = [body.plain(event) for event in found if not isinstance(event, plans.Result)]
+        result = next((event.told() for event in found if isinstance(event, plans.Result)), None)
+        return reply({"version": body.VERSION, "events": told, "result": result}, caller, notes)
 
     @routes.websocket("/v1/programs")
     async def live_program(socket: WebSocket) -> None:
@@ -116,14 +145,17 @@ def _located(service: Service, header: ir.Header, ops: Sequence[ir.AnyOp], failu
     return failure
 
 
-async def _all(events: AsyncGenerator[ir.Event, None]) -> list[ir.Event]:
+async def _all(events: AsyncGenerator[Told, None]) -> list[Told]:
     return [event async for event in events]
 
 
-async def _framed(events: AsyncGenerator[ir.Event, None]) -> Batches:
+async def _framed(events: AsyncGenerator[ir.Event | plans.Result, None]) -> Batches:
     async with contextlib.aclosing(events):
         async for event in events:
-            yield (Event(str(type(event).__struct_config__.tag), body.json_of(event)),)
+            if isinstance(event, plans.Result):
+                yield (Event("result", msgspec.json.encode(event.told())),)
+            else:
+                yield (Event(str(type(event).__struct_config__.tag), body.json_of(event)),)
 
 
 def _failed(failure: Failure) -> Event:

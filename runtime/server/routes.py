@@ -15,6 +15,7 @@ from ramet.runtime.server import (
     tokens,
 )
 from ramet.runtime.server.app import Router
+from ramet.runtime.server.dashboard import routes as dashboard
 
 ROUTERS: tuple[Router, ...] = (
     status.router,
@@ -27,4 +28,5 @@ ROUTERS: tuple[Router, ...] = (
     responses.router,
     decisions.router,
     programs.router,
+    dashboard.router,
 )

@@ -12,8 +12,10 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -33,7 +35,8 @@ from ramet.runtime.server.watch import State, Watch
 
 Result = TypeVar("Result")
 YIELDING = 5  # added to the niceness of threads that tokenise: a long prompt takes what streams and steps leave over
-THREADS = 4  # that tokenise, and as many that wait for the compiler
+THREADS = 4  # that tokenise
+WAITING = 32  # threads that wait for the compiler, which computes elsewhere: more than it compiles at a time
 UNBOUNDED = 1 << 40  # tokens
 
 
@@ -68,7 +71,7 @@ class Service:
         self._note: Observer = on_event or (lambda name, value: None)
         self._accounts = Accounts(self._note, lambda: self._attach().time())
         self._threads = ThreadPoolExecutor(THREADS, "ramet-text", initializer=_yield_to_others)
-        self._compilers = ThreadPoolExecutor(THREADS, "ramet-constraints")
+        self._compilers = ThreadPoolExecutor(WAITING, "ramet-constraints")
         self._runs: dict[tuple[str, str], set[Run]] = {}
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -81,7 +84,7 @@ class Service:
     async def start(self) -> None:
         """Begin to watch the engine (anything else that is awaited does so too), and to warm up what compiles."""
         self._attach()
-        self._compilers.submit(self.client.compiler.warm)
+        self._compilers.submit(lambda: self.client.compiler.warm())
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -349,7 +352,8 @@ class Service:
         tokenises. Sentences about what its text is held to less strictly than asked. Raises `Failure` 400."""
         if call.constraint is None:
             return ()
-        return await self._attach().run_in_executor(self._compilers, compose.compiled, call, self.client)
+        work = partial(compose.compiled, call, self.client, since=time.monotonic())
+        return await self._attach().run_in_executor(self._compilers, work)
 
     # -- control
 

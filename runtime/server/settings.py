@@ -50,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = -1
     strict_requests: Annotated[bool, Meta(description="refuse unknown request fields instead of warning")] = False
     metrics_public: Annotated[bool, Meta(description="/metrics without a key")] = False
+    dashboard: Annotated[bool, Meta(description="a live page about cache, programs and pace at /dashboard")] = False
     metrics_compat: Annotated[
         Literal["sglang", "none"], Meta(description="metric names of another server, beside ours")
     ] = "sglang"
@@ -73,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 ENGINE_FIELDS = tuple(name for name in Config.__struct_fields__ if name != "limits")
-LIMIT_FIELDS = ("batch_tokens", "chunk_tokens")
+LIMIT_FIELDS = ("batch_tokens", "chunk_tokens", "policy")
 SERVER_FIELDS = Settings.__struct_fields__
 SECRET = ("api_key", "admin_key")
 NOT_SETTINGS = ("cache",)  # RAMET_CACHE: the directory that models are fetched to
@@ -81,6 +82,7 @@ ENGINE_HELP = {
     "model": '"default", a directory, a .gguf file, a hub id, or "random:<preset>"',
     "dtype": "what is computed with: auto, float32, bfloat16; on cuda float16; on a CPU int8, int4",
     "device": "auto (cuda where everything for it is there), cpu, cuda",
+    "kernels": "on a CPU: native (ours), torch, or auto (native where they were built)",
     "weights": "auto, dense, or on cuda int8, int4, fp8",
     "deterministic": "the same bits whatever else runs; always so on a CPU",
     "graphs": "capture small steps as CUDA graphs",
@@ -91,6 +93,8 @@ ENGINE_HELP = {
     "max_running": "sequences that decode at once",
     "batch_tokens": "new tokens of one step, over all sequences; 0 is 512 on a CPU, 4096 on cuda",
     "chunk_tokens": "of these, new tokens of one sequence; 0 is all of them",
+    "policy": "who is let in: peak (whoever has begun can finish), age (oldest program first), lru-fcfs (calls as they "
+    "come, nothing known of programs)",
 }
 
 

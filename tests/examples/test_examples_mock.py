@@ -13,6 +13,7 @@ import pytest
 import ramet as rt
 from ramet import examples
 from ramet.examples import cascade as cascade_module
+from ramet.examples.best_of_n import best_of_n
 from ramet.examples.cascade import ask, cascade
 from ramet.examples.few_shot_classify import few_shot_classify
 from ramet.examples.llm_judge import DIMENSIONS, llm_judge
@@ -20,6 +21,7 @@ from ramet.examples.map_reduce_summary import map_reduce_summary
 from ramet.examples.multi_turn_chat import multi_turn_chat
 from ramet.examples.react_agent import INTRODUCTION, calculate, lookup, react_agent
 from ramet.examples.self_consistency import self_consistency
+from ramet.examples.self_refine import self_refine
 from ramet.examples.skeleton_of_thought import skeleton_of_thought
 from ramet.examples.subproblem_graph import GRAPH, Subproblem, subproblem_graph
 from ramet.examples.tree_of_thought import tree_of_thought
@@ -117,11 +119,34 @@ def test_multi_turn_chat_streams_each_character_once():
 def test_self_consistency_votes():
     mock = rt.Mock({"reasoning": ["so 84", "I say 80", "7 x 12 = 84", "84", "no idea, 12"]})
     run = self_consistency.using(backend=mock)("How many?", samples=5)
-    answer, votes = run.result(WAIT)
-    assert answer == 84
-    assert votes == {84: 3, 80: 1, 12: 1}
-    assert forks(run) == [5]
+    assert run.result(WAIT) == (84, "so 84")
+    assert forks(run)[0] == 5
     assert len(set(mock.prompts)) == 1, "all chains go on from one prefix"
+    assert run.text().endswith("so 84<|end|>\n"), "and the text from a chain that won"
+
+
+def test_best_of_n_goes_on_from_the_best():
+    mock = rt.Mock(
+        {"answer": ["a", "b", "c"], "grade": lambda prompt, var: "5" if "b<" in prompt else "2", "shorter": "s"}
+    )
+    run = best_of_n.using(backend=mock)("Why?", candidates=3)
+    assert run.result(WAIT) == (rt.Best("b", 1, 5.0), "s")
+    assert calls(run) == {"answer": 3, "grade": 3, "shorter": 1}
+    assert "Grade" not in run.text()
+    assert best_of_n.using(backend=rt.Mock("x"))("Why?", candidates=2, judged=False).result(WAIT)[0].score == -0.5
+
+
+def test_self_refine_revises_until_the_critic_is_content():
+    verdicts = iter(["too long.", "good."])
+    mock = rt.Mock({"version": ["v0", "v1"], "verdict": lambda prompt, var: next(verdicts), "advice": " Cut it."})
+    run = self_refine.using(backend=mock)("Write!", rounds=4)
+    assert run.result(WAIT) == rt.Settled("v1", 1, True)
+    assert [message["content"] for message in run.messages()[3:]] == [
+        "Is this text good as it is, or should it be changed? Then name one change.",
+        "It is too long. Cut it.",
+        "Write the text again, with this change.",
+        "v1",
+    ]
 
 
 def test_llm_judge_merges_its_branches():
@@ -247,8 +272,8 @@ PROGRAMS = [path for path in FILES if path.stem not in ("__init__", "parse", "de
 
 
 def test_all_programs_of_the_list_are_here():
-    names = "cascade few_shot_classify json_extract llm_judge map_reduce_summary multi_turn_chat react_agent"
-    names += " self_consistency skeleton_of_thought subproblem_graph tool_agent tree_of_thought typed_judge"
+    names = "best_of_n cascade few_shot_classify json_extract llm_judge map_reduce_summary multi_turn_chat react_agent"
+    names += " self_consistency self_refine skeleton_of_thought subproblem_graph tool_agent tree_of_thought typed_judge"
     assert sorted(path.stem for path in PROGRAMS) == names.split()
 
 

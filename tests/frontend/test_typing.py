@@ -78,7 +78,37 @@ def plain(s: rt.State, question: str, n: int = 1) -> list[str]:
     branches += lambda i: str(i) + rt.gen("x")
     with s.user():
         s += "x"
+    assert_type(rt.vote(s, lambda b: b.gen(), n=3), str)
+    assert_type(rt.vote(s, lambda b: b.gen().map(len), n=3, key=lambda size: size % 2), int)
+    assert_type(rt.best_of(s, lambda b: b.gen(City), n=2, score=lambda city: len(city.name)), rt.Best[City])
+    assert_type(rt.best_of(s, lambda b: b.gen(), n=2, judge=lambda b: b.select(["1", "2"])).value, str)
+    assert_type(rt.best_of(s, lambda b: later("Paris"), n=2, judge=lambda b: b.gen(int)), rt.Best[Grade])
+    assert_type(rt.cascade(s, [counted, counted], accept=lambda number: number > 3), rt.Settled[int])
+    assert_type(
+        rt.refine_until(
+            s, lambda s: s.gen(Grade), critique=lambda b: b.gen(bool), accept=lambda fine: fine, revise=regrade
+        ).value,
+        Grade,
+    )
+    assert_type(rt.beam(s, lambda b, level: b.gen(), n=2, width=1, depth=3).values, tuple[str, ...])
+    assert_type(rt.tree_search(s, thought, n=2, depth=3, keep=2, score=len), rt.BestPath[int])
     return [branch.item for branch in branches]
+
+
+async def thought(branch: rt.State, level: int) -> int:
+    return await branch.gen(int)
+
+
+def counted(branch: rt.State) -> rt.Value[int]:
+    return branch.gen(int)
+
+
+def known(branch: rt.State) -> str:
+    return "text"
+
+
+def regrade(s: rt.State) -> rt.Value[Grade]:
+    return s.gen(Grade)
 
 
 @rt.function(temperature=0)
@@ -105,10 +135,17 @@ async def main() -> None:
     assert_type(await rt.agather(plain("q").value("x")), list[Any])
 
 
+async def voting(s: rt.State) -> None:
+    assert_type(await rt.avote(s, lambda b: b.gen(Grade), n=3), Grade)
+    assert_type(await rt.atree_search(s, thought, n=2, depth=3, score=len), rt.BestPath[int])
+
+
 plain(5)  # E: arg-type
 rt.State.gen(rt.State.__new__(rt.State), jump="up")  # E: call-overload
 plain()  # E: call-arg
 plain("q", wrong=1)  # E: call-arg
+rt.vote(rt.State.__new__(rt.State), known, n=3)  # E: arg-type
+rt.vote(rt.State.__new__(rt.State), regrade)  # E: call-arg
 """
 
 

@@ -104,3 +104,22 @@ def test_ctrl_c_is_status_130():
     )
     assert done.returncode == 130
     assert done.stderr.strip() == "interrupted"
+
+
+@pytest.mark.model
+def test_run_takes_a_dtype():
+    done = ramet("run", "--model", "random:tiny", "--dtype", "int8", "--max-tokens", "2", "--seed", "1", "Hello")
+    assert done.returncode == 0, done.stderr
+    assert "2 generated" in done.stderr and "ready in" not in done.stderr  # standard error is no terminal
+
+
+def test_a_dtype_is_for_an_engine_here():
+    done = ramet("run", "Hello", "--url", "127.0.0.1:1", "--dtype", "int4")
+    assert done.returncode == 2, done.stderr
+    assert "--dtype int4: is for an engine here" in done.stderr
+
+
+def test_an_unknown_dtype_is_one_line():
+    done = ramet("run", "--model", "random:tiny", "--dtype", "int3", "Hello")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: dtype='int3': choose") and done.stderr.count("\n") == 1

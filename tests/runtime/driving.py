@@ -22,7 +22,7 @@ class ListPort:
         self.orders: list[m.Order] = []
         self.steps: list[m.Step] = []
 
-    def receive(self, block: bool) -> list[m.Order]:
+    def receive(self, block: bool, seconds: float | None = None) -> list[m.Order]:
         orders, self.orders = self.orders, []
         return orders
 

@@ -1,4 +1,4 @@
-"""Peak footprints, turns between namespaces, and expected lengths."""
+"""Peak footprints, and turns between namespaces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramet.runtime.admission import Footprints, Lengths, interleave, peak
+from ramet.runtime.admission import Footprints, interleave, peak
 
 PAIRS = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=8)
 
@@ -40,14 +40,3 @@ def test_what_fits_is_what_peaks_below_the_room(
 def test_namespaces_take_turns_inside_a_priority() -> None:
     assert interleave([(0, ["a", "b"]), (0, ["x", "y", "z"]), (1, ["low"])], 9) == ["a", "x", "b", "y", "z", "low"]
     assert interleave([(0, ["a", "b"]), (0, ["x", "y"])], 3) == ["a", "x", "b"]
-
-
-def test_expected_length_is_a_high_quantile_of_what_was_seen() -> None:
-    lengths = Lengths(default=7)
-    assert lengths.typical() == 7
-    for n in range(1, 101):
-        lengths.add(n)
-    assert 90 <= lengths.typical() <= 92
-    for _ in range(300):
-        lengths.add(3)
-    assert lengths.typical() == 4

@@ -16,9 +16,9 @@ from ramet.runtime.grammar.automaton import HEADER, GrammarCache
 from ramet.runtime.models import hub
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.load import random_weights
+from ramet.runtime.models.tokenizer import load_tokenizer
 from ramet.runtime.runner import TorchRunner
 from ramet.runtime.sequence import Generating
-from ramet.runtime.start import load_tokenizer
 from ramet.runtime.text import Tokenizer
 
 from .driving import Drive

@@ -15,7 +15,7 @@ from ramet.frontend.backends.engine import Engine
 from ramet.frontend.errors import DeviceLost, EngineError, ModelError
 from ramet.frontend.ir import JUMPS, Sampling
 from ramet.runtime import messages as m
-from ramet.runtime import process
+from ramet.runtime import runners
 from ramet.runtime.batch import I32, Batch, Runner
 from ramet.runtime.config import Config, Limits
 from ramet.runtime.cuda import CudaRunner, assemble, dummy
@@ -357,8 +357,8 @@ def test_the_client_restarts_after_a_lost_device(monkeypatch: pytest.MonkeyPatch
         made = Decoder(spec, weights(torch.float32), "cpu", torch.float32, hosted.PlanOps())  # type: ignore[arg-type]
         return CudaRunner(made, device, hosted.HostSteps, capacity=512, rows=4, context=256)
 
-    monkeypatch.setattr(process, "build_runner", build)
-    with Engine("random:tiny", in_process=True, **TINY) as engine:
+    monkeypatch.setattr(runners, "build_runner", build)
+    with Engine("random:tiny", in_process=True, kernels="torch", **TINY) as engine:
         with pytest.raises(rt.TransportError, match=r"the engine was lost: DeviceLost: cpu failed in .* unplugged"):
             short_program.using(backend=engine)(30).result(WAIT)
         assert short_program.using(backend=engine)().result(WAIT)

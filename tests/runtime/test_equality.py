@@ -11,6 +11,7 @@ import torch
 
 from ramet.frontend.ir import Sampling
 from ramet.runtime import messages as m
+from ramet.runtime.config import POLICIES
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.hub import PRESETS
 from ramet.runtime.models.load import random_weights
@@ -157,6 +158,16 @@ def test_in_a_pool_that_is_too_small_for_all(decoder: Decoder | Packed, alone: l
     d = drive(decoder, capacity=170)
     assert together(d) == alone
     assert d.core.cache.evicted > 0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("capacity", [170, 2048])
+def test_under_each_policy(
+    decoder: Decoder | Packed, alone: list[tuple[object, ...]], policy: str, capacity: int
+) -> None:
+    d = drive(decoder, capacity=capacity, policy=policy, chunk_tokens=24, batch_tokens=40)
+    assert together(d) == alone
+    assert together(d) == alone
 
 
 def test_fork_siblings(decoder: Decoder | Packed, alone: list[tuple[object, ...]]) -> None:

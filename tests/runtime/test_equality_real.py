@@ -14,9 +14,9 @@ from ramet.runtime.models import hub
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.load import load_weights
 from ramet.runtime.models.stored import stored
+from ramet.runtime.models.tokenizer import load_tokenizer
 from ramet.runtime.packed import Packed, pack
 from ramet.runtime.runner import TorchRunner
-from ramet.runtime.start import load_tokenizer
 
 from .driving import Drive
 from .natives import native, needs_native

@@ -17,8 +17,8 @@ from ramet.runtime.models import hub
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.load import load_weights
 from ramet.runtime.models.spec import Spec
+from ramet.runtime.models.tokenizer import load_tokenizer
 from ramet.runtime.runner import TorchRunner
-from ramet.runtime.start import load_tokenizer
 from ramet.runtime.text import Tokenizer
 
 from .driving import Drive

@@ -15,8 +15,8 @@ from ramet.runtime.grammar.automaton import HEADER, GrammarCache
 from ramet.runtime.grammar.base import Automaton, GrammarError
 from ramet.runtime.jump import GUESSES, Run, allow, run
 from ramet.runtime.models import hub
+from ramet.runtime.models.tokenizer import load_tokenizer
 from ramet.runtime.sequence import Generating
-from ramet.runtime.start import load_tokenizer
 from ramet.runtime.text import Tokenizer
 
 SAMPLE = Path(__file__).parents[1] / "data" / "grammar" / "schemas.jsonl"

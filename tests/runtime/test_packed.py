@@ -106,12 +106,14 @@ def test_fewer_bits_stay_close(dtype: str, kind: str, tmp_path: Path, pool: libr
     assert packed.layout.matrices["head"].kind == library.INT8
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("Q4_0", "int4"), ("Q4_1", "int4"), ("Q8_0", "int8"), ("BF16", "int8")])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("Q4_0", "int4"), ("Q4_1", "int4"), ("Q8_0", "int8"), ("BF16", "bfloat16")]
+)
 def test_the_best_dtype_is_that_of_the_file(kind: str, dtype: str, tmp_path: Path) -> None:
     weights = random_weights(SPEC, torch.float32)
     source = write_gguf(tmp_path / "m.gguf", SPEC, weights, kind=GGMLQuantizationType[kind])
     assert best_dtype(source) == dtype
-    assert best_dtype(resolve("random:tiny")) == "int8"
+    assert best_dtype(resolve("random:tiny")) == "bfloat16"
 
 
 def test_a_dtype_without_kernels(pool: library.Pool) -> None:
@@ -232,7 +234,7 @@ from ramet.runtime import messages as m, process
 from ramet.frontend.ir import Sampling
 from ramet.runtime.models import hub
 from ramet.runtime.native import build
-from ramet.runtime.start import load_tokenizer
+from ramet.runtime.models.tokenizer import load_tokenizer
 source = hub.resolve("default")
 spec, tokenizer = hub.load_spec(source), load_tokenizer(source)
 class Port:

@@ -18,9 +18,7 @@ import pytest
 
 import ramet as rt
 from ramet.frontend.backends.engine import Engine
-from ramet.frontend.errors import EngineError
 from ramet.runtime import messages as m
-from ramet.runtime import native
 from ramet.runtime.ports import ProcessLink
 from ramet.runtime.start import configure
 
@@ -375,9 +373,3 @@ def test_the_native_kernels_serve_whole_programs(in_process: bool) -> None:
     assert found[0] == found[1]
     words, number, choice = found[0]
     assert len(words) == 3 and number.isdigit() and choice in ("red", "green")
-
-
-def test_where_the_native_kernels_are_missing_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "available", lambda: "they were not built: there was no compiler")
-    with pytest.raises(EngineError, match="dtype='int8': needs the native kernels: they were not built"):
-        Engine("random:tiny", dtype="int8", in_process=True)

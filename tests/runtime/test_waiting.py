@@ -13,7 +13,7 @@ from ramet.runtime import messages as m
 from ramet.runtime.programs import Program
 from ramet.runtime.radix import RadixTree
 from ramet.runtime.sequence import Choosing, Generating, Sequence
-from ramet.runtime.waiting import AGE_BONUS, LOOKAHEAD, Waiting, rank
+from ramet.runtime.waiting import AGE_BONUS, LEAD, LOOKAHEAD, Waiting, rank
 
 
 def program_of(order: int, namespace: str = "", priority: int = 0) -> Program:
@@ -91,6 +91,31 @@ def test_a_cached_prompt_overtakes_so_many_programs_and_no_more() -> None:
     for seq in [*seqs, late]:
         waiting.add(seq)
     assert waiting.next({}) == [*seqs[:5], late, *seqs[5:]], "of equals, the older first"
+
+
+def test_a_tiny_op_overtakes_so_many_programs_and_no_more() -> None:
+    waiting = Waiting(RadixTree())
+    old, new = sequence_of(program_of(0), 0), sequence_of(program_of(9), 1)
+    for tiny in (sequence_of(program_of(LEAD - 1), 2), sequence_of(program_of(LEAD + 3), 3)):
+        tiny.task = generating(4)
+        waiting.add(tiny)
+    first, second = waiting
+    waiting.add(old)
+    waiting.add(new)
+    assert waiting.next({}) == [first, old, second, new]
+
+
+def test_nothing_known_of_programs_is_first_come_first_served() -> None:
+    tree = RadixTree()
+    cached = np.arange(40, dtype=np.int32)
+    tree.insert(tree.root(), cached, cached)
+    waiting = Waiting(tree, aware=False)
+    seqs = [sequence_of(program_of(i), i, tuple(range(40)) if i == 3 else (7, 7)) for i in range(5)]
+    seqs[4].task = generating(1)
+    seqs[2].program.steps = 1
+    for seq in reversed(seqs):
+        waiting.add(seq)
+    assert waiting.next({}) == seqs
 
 
 def test_a_match_is_remembered_until_the_tree_or_the_sequence_changes() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ramet.frontend import ir
-from ramet.frontend.errors import ConstraintError
+from ramet.frontend.errors import ConstraintError, OverloadedError, RametError
 from ramet.runtime.grammar.compiler import Compiler
 from ramet.runtime.grammar.limits import SpecLimits
 
@@ -134,12 +134,12 @@ def resident() -> int:
 def test_memory_returns_and_the_cache_stays_bounded(compiler: Compiler) -> None:
     compiler.compile(COSTLY["words"])
     before = resident()
-    for i in range(50):
+    for i in range(20):
         with pytest.raises(ConstraintError):
             compiler.compile(ir.Regex("(" * 20_000 + str(i)))
         compiler.compile(ir.Regex(f"{'a' * 5000}{i}"))
     assert compiler.bytes <= 16 << 20
-    assert resident() - before < 48 << 20
+    assert resident() - before < 24 << 20
 
 
 def test_others_compile_while_one_hangs() -> None:
@@ -169,7 +169,8 @@ def test_the_kernel_holds_the_process_to_its_limits(compiler: Compiler) -> None:
 
 
 def test_running_out_of_processor_time_is_told() -> None:
-    compiler = Compiler(lambda: TOKENS, eos=EOS, workers=1, limits=SpecLimits(wall_seconds=60))
+    limits = SpecLimits(wall_seconds=60, answer_seconds=60)
+    compiler = Compiler(lambda: TOKENS, eos=EOS, workers=1, limits=limits)
     compiler.warm()
     (worker,) = compiler._alive
     for sent in (signal.SIGSTOP, signal.SIGXCPU):
@@ -185,3 +186,77 @@ def test_running_out_of_processor_time_is_told() -> None:
 def test_limits_must_be_positive() -> None:
     with pytest.raises(ConstraintError, match="wall_seconds=0: must be positive"):
         SpecLimits(wall_seconds=0)
+
+
+def bomb(number: int) -> ir.JsonSchema:
+    """What takes seconds, and another one for each number: hundreds of lists of texts of nearly the same lengths."""
+    items = [{"type": "string", "pattern": f"^(a|b){{{number},{number + i}}}$"} for i in range(1, 600)]
+    return schema({"anyOf": [{"type": "array", "items": item} for item in items]})
+
+
+def test_ordinary_constraints_pass_bombs_and_every_answer_comes_in_time() -> None:
+    """The time is the machine's, so what is asserted is who is answered before whom, and how."""
+    limits = SpecLimits(wall_seconds=HANGS / 3, answer_seconds=HANGS, cpu_seconds=int(HANGS))
+    compiler = Compiler(lambda: TOKENS, eos=EOS, workers=2, limits=limits)
+    compiler.warm()
+    answered: list[str] = []
+    begun = [threading.Thread(target=lambda i=i: answered.append(told(compiler, bomb(i)))) for i in range(4)]
+    for thread in begun:
+        thread.start()
+    while compiler.compilations < len(begun):
+        begun[-1].join(0.01)
+    for i in range(5):
+        assert compiler.compile(schema({"type": "object", "properties": {f"p{i}": {"type": "string"}}})).shortest
+    assert not answered  # no bomb had to end for that
+    compiler.close()
+    for thread in begun:
+        thread.join()
+    assert answered == ["EngineError"] * len(begun)
+
+
+def told(compiler: Compiler, constraint: ir.Constraint) -> str:
+    try:
+        compiler.compile(constraint)
+    except RametError as error:
+        return type(error).__name__
+    return ""
+
+
+def test_what_had_to_wait_for_others_is_put_off_and_not_called_too_costly() -> None:
+    compiler = Compiler(lambda: TOKENS, eos=EOS, workers=1, limits=SpecLimits(answer_seconds=0.3))
+    with compiler._worker(), pytest.raises(OverloadedError, match=r"not compiled within 0.3 s.*try again"):
+        compiler.compile(ir.Regex("late"))
+    assert compiler.compile(ir.Regex("late")).shortest  # nothing of it was kept
+    assert OverloadedError.status == 503 and OverloadedError.retryable
+
+
+def test_the_time_counts_from_the_request() -> None:
+    limits = SpecLimits(wall_seconds=2 * HANGS, answer_seconds=HANGS)
+    compiler = Compiler(lambda: TOKENS, eos=EOS, workers=1, limits=limits)
+    compiler.warm()
+    compiler._ready -= HANGS  # it has been ready for long
+    (worker,) = compiler._alive
+    os.kill(worker.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(OverloadedError):
+        compiler.compile(ir.Regex("came long ago"), since=began + 0.3 - HANGS)
+    assert time.monotonic() - began < HANGS / 2
+    compiler.close()
+
+
+def test_a_process_that_is_killed_is_forked_anew_and_not_started() -> None:
+    compiler = Compiler(lambda: TOKENS, eos=EOS, workers=1)
+    compiler.warm()
+    (nursery,) = compiler._nurseries
+    for i in range(5):
+        (worker,) = compiler._alive
+        worker.kill()
+        assert compiler.compile(ir.Regex(f"again {i}")).shortest
+        assert nursery.alive and compiler._nurseries == [nursery]
+    os.kill(nursery.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, nursery.pid, os.WEXITED | os.WNOWAIT)
+    compiler._idle[0].kill()
+    assert compiler.compile(ir.Regex("after all were killed")).shortest
+    assert compiler._nurseries != [nursery]
+    compiler.close()
+    assert not compiler._alive and not compiler._nurseries

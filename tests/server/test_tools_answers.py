@@ -16,6 +16,7 @@ from openai.types.responses import Response
 
 from ramet.frontend import ir
 from ramet.runtime.models import hub
+from ramet.runtime.models.tokenizer import load_tokenizer
 from ramet.runtime.server import anthropic, chat_answers, ollama, response_answers
 from ramet.runtime.server.call import Answer, Answered, Begun, Call, Caller, Chat, Completion, Message, Outs, Piece
 from ramet.runtime.server.reasoning import Thoughts
@@ -23,7 +24,6 @@ from ramet.runtime.server.service import Service
 from ramet.runtime.server.speech import Hearing
 from ramet.runtime.server.toolcalls import Offer, chat_offer
 from ramet.runtime.server.wire import Batches, Event
-from ramet.runtime.start import load_tokenizer
 from ramet.runtime.text import Tokenizer
 
 ME = Caller(label="r1")

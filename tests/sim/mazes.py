@@ -135,8 +135,38 @@ class Maze:
 
 
 class Mazes:
-    """`Grammars` of these."""
+    """`Grammars` of these. With `late` some have to be built first, which takes up to so many steps."""
+
+    def __init__(self, late: int = 0) -> None:
+        self._late = late
+        self._steps = 0
+        self._ready: dict[str, int] = {}
+        self._owners: dict[str, int] = {}
+
+    def prepare(self, program: str, owner: str) -> bool:
+        """As in the protocol."""
+        ready = self._ready.setdefault(program, self._steps + int(program) % (self._late + 1))
+        if self._steps < ready:
+            self._owners[owner] = min(ready, self._owners.get(owner, ready))
+        return self._steps >= ready
 
     def automaton(self, program: str) -> Maze:
         """The grammar of that number."""
+        assert self._steps >= self._ready.get(program, 0), "asked for before it was built"
         return Maze(int(program))
+
+    def built(self) -> list[str]:
+        """As in the protocol; called once a step. What was built is forgotten after a while."""
+        self._steps += 1
+        self._ready = {program: step for program, step in self._ready.items() if self._steps <= step + self._late}
+        told = [owner for owner, step in self._owners.items() if self._steps >= step]
+        for owner in told:
+            del self._owners[owner]
+        return told
+
+    def forget(self, owner: str) -> None:
+        """As in the protocol."""
+        self._owners.pop(owner, None)
+
+    def close(self) -> None:
+        """Nothing runs."""

@@ -17,6 +17,7 @@ LIMITS = st.builds(
     chunk_tokens=st.integers(1, 20),
     lease_seconds=st.sampled_from([0.0, 1.0, 10.0]),
     overlap=st.booleans(),
+    policy=st.sampled_from(["peak", "peak", "age", "lru-fcfs"]),
 )
 SHAPES = st.builds(Shape, vocab=st.integers(3, 12), ops=st.integers(1, 16), width=st.integers(1, 5))
 SCENES = st.builds(

@@ -21,7 +21,16 @@ SCENES = {
     "plain": Scene(rows=16, at_once=12, capacity=300, shape=LONG),
     "no overlap": Scene(rows=16, at_once=12, capacity=300, limits=Limits(batch_tokens=32, overlap=False), shape=LONG),
     "one-token chunks": Scene(rows=8, at_once=8, limits=Limits(batch_tokens=9, chunk_tokens=1), shape=LONG),
-    "a full pool": Scene(capacity=60, rows=8, at_once=10, retract=0.1, evict=0.1, shape=LONG),
+    "a full pool": Scene(capacity=110, rows=8, at_once=10, retract=0.1, evict=0.1, shape=LONG),
+    "a full pool by age": Scene(
+        capacity=60,
+        rows=8,
+        at_once=10,
+        retract=0.1,
+        evict=0.1,
+        shape=LONG,
+        limits=Limits(batch_tokens=16, chunk_tokens=8, lease_seconds=3.0, policy="age"),
+    ),
     "aborts and faults": Scene(rows=8, at_once=8, abort=0.1, flush=0.05, faults=0.02, shape=LONG),
 }
 

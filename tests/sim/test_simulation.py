@@ -45,6 +45,15 @@ SCENES = {
         evict=0.2,
     ),
     "device faults": Scene(faults=0.02),
+    "by age": Scene(
+        limits=Limits(batch_tokens=16, chunk_tokens=8, lease_seconds=3.0, policy="age"), capacity=60, rows=4
+    ),
+    "first come": Scene(
+        limits=Limits(batch_tokens=16, chunk_tokens=8, policy="lru-fcfs"), capacity=60, rows=4, abort=0.05, retract=0.1
+    ),
+    "long leases": Scene(
+        limits=Limits(batch_tokens=16, chunk_tokens=8, lease_seconds=100.0), capacity=70, at_once=9, shape=Shape(ops=20)
+    ),
     "everything": Scene(capacity=60, rows=3, faults=0.03, abort=0.1, retract=0.1, evict=0.1, flush=0.05),
 }
 

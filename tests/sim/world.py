@@ -88,12 +88,12 @@ class World:
             eos=(0,),
             clock=lambda: self.now,
             tokenizer=Words() if scene.shape.grammars else None,  # type: ignore[arg-type]
-            grammars=Mazes(),
+            grammars=Mazes(late=seed % 4),
         )
 
     # -- the engine's port
 
-    def receive(self, block: bool) -> list[m.Order]:
+    def receive(self, block: bool, seconds: float | None = None) -> list[m.Order]:
         """All orders since the last call; an engine that would block sees none."""
         orders, self.inbox = self.inbox, []
         return orders
@@ -164,7 +164,7 @@ class World:
         expected = Oracle(self.law, self.scene.context, self.scene.capacity).run(ops)
         self.clients[name] = Client(name, ops, expected, deque(ops))
         space = f"ns{self.rng.randrange(self.scene.namespaces)}"
-        self.inbox.append(m.OrderOpen(name, space, self.rng.randrange(2)))
+        self.inbox.append(m.OrderOpen(name, space, self.rng.randrange(2), ("", "a", "b")[len(ops) % 3]))
 
     def _say(self, client: Client, count: int) -> None:
         batch = [client.unsent.popleft() for _ in range(min(count, len(client.unsent)))]

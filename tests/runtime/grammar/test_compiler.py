@@ -78,7 +78,7 @@ def test_nothing_is_compiled_twice(shared: Compiler) -> None:
 
 def test_the_parents_memory_is_not_the_childs() -> None:
     """The kernel counts what the parent held at the fork; a process must not be given up for that."""
-    held = np.ones(100_000_000)  # 800 MB
+    held = np.ones(52_000_000)  # 416 MB
     compiler = compiler_of(workers=1)
     compiler.compile(ir.Regex("one"))
     first = processes(compiler)
@@ -149,7 +149,7 @@ def test_a_process_that_hangs_is_killed_at_the_limit_and_replaced() -> None:
 
 
 def test_closing_ends_the_processes_and_what_waits_for_them() -> None:
-    compiler = compiler_of(workers=1, limits=SpecLimits(wall_seconds=WAIT))
+    compiler = compiler_of(workers=1, limits=SpecLimits(wall_seconds=WAIT, answer_seconds=WAIT))
     compiler.warm()
     (pid,) = processes(compiler)
     os.kill(pid, signal.SIGSTOP)

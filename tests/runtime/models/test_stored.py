@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ramet.frontend.errors import ModelError
 from ramet.runtime.models import hub, stored
+from ramet.runtime.models.gguf import read_gguf
 from ramet.runtime.models.hub import ModelSource, load_spec, resolve
 from ramet.runtime.models.load import load_weights, random_weights
 from ramet.runtime.models.rope import tables
@@ -131,7 +132,7 @@ def test_scales_that_are_not_finite(kind: str, tmp_path: Path) -> None:
     weights = random_weights(SPEC, torch.float32)
     path = tmp_path / "m.gguf"
     source = write_gguf(path, SPEC, weights, kind=GGMLQuantizationType[kind])
-    info = hub.read_gguf(path).tensors["blk.1.ffn_up.weight"]
+    info = read_gguf(path).tensors["blk.1.ffn_up.weight"]
     with path.open("r+b") as file:
         file.seek(info.offset)
         file.write(struct.pack("<H", 0x7C01))

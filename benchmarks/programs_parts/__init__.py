@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/programs.py`: inputs, both ways to write each workload, the rungs, counts, gates, the report."""

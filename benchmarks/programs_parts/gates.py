@@ -1,0 +1,69 @@
+"""What counts must hold at any pace. In: a report with "whole", "plan" and toggles. Out: what is broken."""
+
+from __future__ import annotations
+
+from programs_parts.catalog import Workload
+from programs_parts.report import Report
+
+EXCESS = 1.02  # computed over distinct tokens
+PRESSED = 1.05  # the same in a small pool
+THRASHING = 2.0  # the same, at least, where nothing is known of programs
+GUESSED = {7: 1.05}  # the same where forced text ends in guesses: wrong ones are computed and count
+JUMPS = {6: 1.05, 7: 1.5}  # steps without forced text over steps with it, at least
+
+
+def broken(report: Report) -> list[str]:
+    """One sentence for each gate that does not hold."""
+    found: list[str] = []
+    for workload in report.workloads:
+        for rung in ("whole", "plan"):
+            if (workload.label, rung) in report.cells:
+                found += _counts(report, workload, rung)
+        found += _toggled(report, workload) + _same(report, workload)
+    return found
+
+
+def _counts(report: Report, workload: Workload, rung: str) -> list[str]:
+    name, outcomes = f"{workload.label} {workload.name}, {rung}", report.cells[workload.label, rung]
+    most = PRESSED if workload.share else GUESSED.get(workload.number, EXCESS)
+    found = list[str]()
+    for outcome in outcomes:
+        ratio = (outcome.computed or 0) / (outcome.distinct or 1)
+        if ratio > most:
+            found.append(f"{name}: computes {ratio:.3f} x the distinct tokens; at most {most}")
+        programs = len(outcome.values)
+        if rung == "whole" and outcome.submissions != workload.submissions * programs:
+            found.append(
+                f"{name}: {outcome.submissions} submissions of {programs} programs; {workload.submissions} each"
+            )
+    return found
+
+
+def _toggled(report: Report, workload: Workload) -> list[str]:
+    found = list[str]()
+    whole = report.cells.get((workload.label, "whole"), [])
+    for outcome, off in zip(whole, report.cells.get((workload.label, "jump off"), []), strict=False):
+        ratio = (off.steps or 0) / (outcome.steps or 1)
+        if ratio < JUMPS[workload.number]:
+            found.append(
+                f"{workload.label} {workload.name}: without jumps {ratio:.2f} x the steps; {JUMPS[workload.number]}"
+            )
+    for off in report.cells.get((workload.label, "lru-fcfs"), []):
+        ratio = (off.computed or 0) / (off.distinct or 1)
+        if ratio < THRASHING:
+            found.append(
+                f"{workload.label} {workload.name}: lru-fcfs computes only {ratio:.2f} x: there is no pressure"
+            )
+    for outcome, off in zip(whole, report.cells.get((workload.label, "early stop off"), []), strict=False):
+        if outcome.decoded > off.decoded or outcome.values != off.values:
+            found.append(f"{workload.label} {workload.name}: an early stop decodes more, or changes the outcome")
+    return found
+
+
+def _same(report: Report, workload: Workload) -> list[str]:
+    """A plan says what its program says, token by token and with the same noise."""
+    whole = report.cells.get((workload.label, "whole"), [])
+    plan = report.cells.get((workload.label, "plan"), [])
+    if all(a.values == b.values for a, b in zip(whole, plan, strict=False)):
+        return []
+    return [f"{workload.label} {workload.name}: the plan's results differ from the program's"]

@@ -1,0 +1,125 @@
+"""The ladder of every workload, rung by rung, round by round. In: places, workloads, rungs. Out: a `Report`.
+
+llama.cpp   the expert client → llama.cpp's server
+expert      the expert client → ramet serve
+sglang      the programs → ramet serve's /generate, a request per call, as SGLang's frontend sends them
+calls       the programs → the engine, a program per call
+whole       the programs → the engine, as they are
+plan        the same compiled: no Python in the middle, as few submissions as there are decisions
+and what a workload's toggles turn off, all else being as in "whole".
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from programs_parts.catalog import Toggle, Workload
+from programs_parts.client import NotExpressible
+from programs_parts.counts import Forest, Listener
+from programs_parts.llamaserver import NotInstalled
+from programs_parts.places import Places
+from programs_parts.report import Report
+from programs_parts.rungs import Outcome, in_language, over_http
+from programs_parts.scenes import Row, rows
+from ramet.frontend.errors import RametError
+from ramet.frontend.plan import Plan
+from ramet.runtime.config import Policy
+
+RUNGS = ("llama.cpp", "expert", "sglang", "calls", "whole", "plan", "toggles")
+EARLIER = 2  # rounds from which engines with a small pool learn what to expect
+
+
+class NoPlan(Exception):
+    """Why a workload has no plan that runs without Python."""
+
+
+def measure(
+    places: Places, workloads: Sequence[Workload], rungs: Sequence[str], rounds: int, scale: int, report: Report
+) -> None:
+    """All of it. In every round the texts are others, so that nothing of an earlier one is of use; the rungs of a round
+    have the same texts, and each round begins with another rung."""
+    for workload in workloads:
+        slots = small(places, workload, rows(workload.number, 0, scale))
+        if slots:
+            _learn(places, workload, rungs, slots, scale)
+        todo = _rungs(workload, rungs)
+        for number in range(rounds) if todo else ():
+            given = rows(workload.number, number, scale, places.setting.pace)
+            turn = number % len(todo)
+            for rung in todo[turn:] + todo[:turn]:
+                places.setting.say(f"{workload.label} {workload.name}: {rung}, round {number + 1} of {rounds}")
+                _one(places, workload, rung, given, slots, report)
+        places.relax()
+
+
+def _rungs(workload: Workload, rungs: Sequence[str]) -> list[str]:
+    toggles = [toggle.name for toggle in workload.toggles] if "toggles" in rungs else []
+    return [rung for rung in RUNGS[:-1] if rung in rungs] + toggles
+
+
+def small(places: Places, workload: Workload, given: Sequence[Row]) -> int:
+    """KV slots of a small pool; 0 where it is to be large."""
+    if not workload.share:
+        return 0
+    made = 24 * len(given[0].turns)
+    peaks = [
+        made + sum(map(places.tokens, row.texts)) + sum(places.tokens(f"Act:\nResult: {t.result}\n") for t in row.turns)
+        for row in given
+    ]
+    return int(workload.share * sum(peaks))
+
+
+def _learn(places: Places, workload: Workload, rungs: Sequence[str], slots: int, scale: int) -> None:
+    """Rounds that are not counted: engines with a small pool expect of programs what earlier ones of the name did."""
+    policies: list[Policy] = ["peak"] if {"whole", "plan"} & set(rungs) else []
+    policies += [toggle.policy for toggle in workload.toggles] if "toggles" in rungs else []
+    for policy, earlier in itertools.product(policies, range(EARLIER)):
+        given = rows(workload.number, 1_000_000 + earlier, scale, places.setting.pace)
+        places.setting.say(f"{workload.label} {workload.name}: {policy}, a round before")
+        in_language(workload, given, places.engine(policy, slots), {})
+
+
+def _one(places: Places, workload: Workload, rung: str, given: Sequence[Row], slots: int, report: Report) -> None:
+    try:
+        outcome = _outcome(places, workload, rung, given, slots)
+    except (NotExpressible, NotInstalled, NoPlan, RametError) as error:
+        report.lack(workload, rung, f"{error}")
+        return
+    report.add(workload, rung, outcome)
+
+
+def _outcome(places: Places, workload: Workload, rung: str, given: Sequence[Row], slots: int) -> Outcome:
+    if rung == "llama.cpp":
+        return over_http(workload, given, places.llama(slots), ours=False)
+    if rung == "expert":
+        return over_http(workload, given, places.server(slots), ours=True)
+    if rung == "sglang":
+        with places.slashed(slots) as slashed:
+            return in_language(workload, given, slashed, {})[0]
+    if rung == "calls":
+        with places.apart(slots=slots) as apart:
+            return in_language(workload, given, apart, {})[0]
+    toggle = next((each for each in workload.toggles if each.name == rung), Toggle(rung))
+    plan = planned(workload) if rung == "plan" else None
+    outcome, listener = in_language(workload, given, places.engine(toggle.policy, slots), toggle.arguments, plan=plan)
+    outcome.distinct = distinct(places, listener)
+    return outcome
+
+
+def planned(workload: Workload) -> Plan:
+    """The workload compiled. Raises `NoPlan`."""
+    if not workload.planned:
+        raise NoPlan("the program needs Python on its way: a tool, free text that is read, choices that are arguments")
+    plan = workload.program.compile()
+    if plan.breaks or plan.document.truncated:
+        raise NoPlan(plan.breaks[0].reason if plan.breaks else "it has too many paths")
+    return plan
+
+
+def distinct(places: Places, listener: Listener) -> int:
+    """Distinct tokens of all programs that passed."""
+    forest = Forest(places.lowering)
+    for told in listener.programs:
+        forest.add(told)
+    return forest.size

@@ -1,0 +1,31 @@
+"""Futures of a trace: done at once, with a value that is made when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+
+class Lazy(Future[Any]):
+    """A future whose result is made anew by each read."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        super().__init__()
+        self._make = make
+
+    def done(self) -> bool:
+        """Always."""
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What `make` returns now."""
+        return self._make()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """None: in a trace nothing fails."""
+        return None
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """It is done: `fn` is called now."""
+        fn(self)

@@ -1,0 +1,67 @@
+"""What a program returns, as data.
+
+In: the object that a traced body returned, symbols in it. Out: constants, texts, values of operations, lists, dicts and
+dataclasses of these; or the trace ends, because no plan can make the object without Python.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Protocol
+
+from ramet.frontend.planned import Const, Fields, Given, Many, Param, Returned, Said, Whole
+from ramet.frontend.probes import Altered, marked
+from ramet.frontend.symbols import is_opaque, opaque
+from ramet.frontend.tracing import Trace
+from ramet.frontend.values import Value
+
+Types = dict[str, type]
+
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: dict[str, dataclasses.Field[Any]]
+
+
+def returned(value: Any, trace: Trace, types: Types) -> Returned:
+    """The expression that makes the object again. `types` takes the dataclasses that it needs."""
+    if is_opaque(value):
+        part = opaque(value).part
+        return Given(part.name) if isinstance(part, Param) else Whole(part.op, part.read)
+    if isinstance(value, Value):
+        trace.stop("returns", "the body returns the handle of a value, unread: return what .get() or await gives")
+    if isinstance(value, str):
+        return _text(value, trace)
+    if value is None or type(value) in (bool, int) or (type(value) is float and math.isfinite(value)):
+        return Const(value)
+    if type(value) in (list, tuple):
+        items = tuple(returned(item, trace, types) for item in value)
+        return Many(items, "list" if type(value) is list else "tuple")
+    if type(value) is dict and all(type(key) is str and not marked(key) for key in value):
+        return Fields({key: returned(item, trace, types) for key, item in value.items()})
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _record(value, trace, types)
+    return trace.stop("returns", f"the body returns an object of type {type(value).__name__}, which it computes")
+
+
+def _text(value: str, trace: Trace) -> Returned:
+    text = str.__str__(value)
+    if not marked(text):
+        if type(value) is not str:
+            trace.stop("returns", f"the body returns an object of type {type(value).__name__}")
+        return Const(text)
+    try:
+        return Said(trace.probe.cut(text))
+    except Altered:
+        trace.stop("returns", f"the body returns a text that it computes from {trace.probe.names(text)}")
+
+
+def _record(value: Any, trace: Trace, types: Types) -> Returned:
+    kind = type(value)
+    fields = dataclasses.fields(value)
+    if hasattr(value, "__post_init__") or not all(field.init for field in fields):
+        trace.stop("returns", f"the body returns a {kind.__name__}, which computes its own fields")
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if types.setdefault(name, kind) is not kind:
+        trace.stop("returns", f"the body returns objects of two types named {kind.__name__}")
+    return Fields({field.name: returned(getattr(value, field.name), trace, types) for field in fields}, name)

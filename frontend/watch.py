@@ -1,0 +1,130 @@
+"""What a traced body does that symbols cannot see: a profile function of the traced thread.
+
+In: every call that the body's thread makes. Out: the trace ends where text that only a run knows is handed to code
+that works on text (regular expressions, JSON, methods of a str that an f-string made), and where the language is asked
+for what a plan does not have; the code objects of the user that ran.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from types import CodeType, FrameType
+from typing import Any
+
+from ramet.frontend import core, roles, run, transcript, values
+from ramet.frontend.branches import Branches
+from ramet.frontend.planned import BreakKind
+from ramet.frontend.probes import marked
+from ramet.frontend.tracing import Trace
+from ramet.frontend.users import foreign, line_of, own
+
+_ENDS: dict[CodeType, tuple[BreakKind, str]] = {
+    transcript.settle.__code__: ("look", "reads or waits for the text of a branch"),
+    transcript.settle_async.__code__: ("look", "reads or waits for the text of a branch"),
+    values.call_value.__code__: ("host", "a host function must be called"),
+    values.Value.metas.__code__: ("look", "Python reads how generations went"),
+    roles.ScopeVariable.__init__.__code__: ("feature", "var_scope defines a variable as a stretch of text"),
+    run.start.__code__: ("program", "another program is started"),
+}
+_ENDS[vars(values.Value)["meta"].fget.__code__] = ("look", "Python reads how a generation went")
+_FROM_USERS: dict[CodeType, tuple[BreakKind, str]] = {
+    vars(values.Value)["done"].fget.__code__: ("wait", "Python asks whether a value is there")
+}
+_WITH: dict[CodeType, tuple[str, Any, str]] = {  # a parameter, what it is when it is not given
+    values.Value.get.__code__: ("timeout", None, "a read has a timeout"),
+    core.Core.gen.__code__: ("timeout", None, "a generation has a timeout"),
+    Branches.gather.__code__: ("on_error", "raise", "gather returns errors"),
+    Branches.agather.__code__: ("on_error", "raise", "gather returns errors"),
+}
+_RACES = "ramet.frontend.trials"
+_HARMLESS = frozenset(("join", "format", "format_map", "__format__", "__str__", "__add__", "__sizeof__"))
+_CARRIERS = (  # modules that hand text on and do not look at it
+    "abc asyncio collections collections.abc concurrent.futures contextlib contextvars copy dataclasses enum functools "
+    "inspect itertools logging operator threading types typing warnings weakref"
+)
+_foreign = functools.lru_cache(maxsize=4096)(foreign)
+
+
+class Watch:
+    """The profile function of one trace. `codes` collects what of the user's code has run; `returned` is the line at
+    which `body` returned."""
+
+    def __init__(self, trace: Trace, body: CodeType, codes: set[CodeType]) -> None:
+        self._trace = trace
+        self._body = body
+        self._codes = codes
+        self._quiet: set[CodeType] = set()  # the language's own functions that mean nothing here
+        self.returned = ""
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
+        if frame.f_code in self._quiet or self._trace.end is not None:
+            return
+        if event == "call":
+            self._called(frame)
+        elif event == "c_call":
+            self._called_c(frame, arg)
+        elif event == "return" and frame.f_code is self._body:
+            self.returned = line_of(frame)
+
+    def _called(self, frame: FrameType) -> None:
+        code = frame.f_code
+        if own(frame):
+            self._language(frame, code)
+        elif not _foreign(code.co_filename):
+            self._codes.add(code)
+        elif frame.f_back is not None and not own(frame.f_back) and not _foreign_frame(frame.f_back):
+            module = str(frame.f_globals.get("__name__", ""))
+            if module not in _CARRIERS.split() and any(_marked(value) for value in frame.f_locals.values()):
+                self._trace.stop("look", f"{module}.{code.co_name} is given text that only a run knows")
+
+    def _language(self, frame: FrameType, code: CodeType) -> None:
+        races = frame.f_globals.get("__name__") == _RACES
+        if code in _ENDS:
+            self._trace.stop(*_ENDS[code])
+        if not (code in _FROM_USERS or code in _WITH or races):
+            self._quiet.add(code)
+            return
+        back = frame.f_back
+        if code in _FROM_USERS and back is not None and not own(back):
+            self._trace.stop(*_FROM_USERS[code])
+        if code in _WITH:
+            name, absent, reason = _WITH[code]
+            if frame.f_locals.get(name, absent) != absent:
+                self._trace.stop("feature", reason)
+        if races and back is not None and not own(back) and not _foreign_frame(back):
+            self._trace.stop("feature", "attempts race each other")
+
+    def _called_c(self, frame: FrameType, function: Any) -> None:
+        if own(frame):
+            return
+        owner = getattr(function, "__self__", None)
+        if type(owner) is str and marked(owner):
+            if function.__name__ not in _HARMLESS:
+                self._trace.stop("look", f"Python calls {function.__name__}() of text that only a run knows")
+        elif isinstance(owner, re.Pattern) and any(_marked(value) for value in frame.f_locals.values()):
+            self._trace.stop("look", f"a regular expression is matched where {self._names(frame)} only a run knows")
+
+    def _names(self, frame: FrameType) -> str:
+        return " and ".join(name for name, value in frame.f_locals.items() if _marked(value)) + " holds text that"
+
+
+def _foreign_frame(frame: FrameType) -> bool:
+    return _foreign(frame.f_code.co_filename)
+
+
+def _marked(value: object) -> bool:
+    if isinstance(value, str):
+        return marked(value)
+    return type(value) in (list, tuple) and any(isinstance(v, str) and marked(v) for v in value)  # type: ignore[attr-defined]
+
+
+def constants(codes: set[CodeType]) -> Iterator[str]:
+    """The texts that the code mentions."""
+    for code in codes:
+        for constant in code.co_consts:
+            if isinstance(constant, str):
+                yield constant
+            elif isinstance(constant, tuple | frozenset):
+                yield from (item for item in constant if isinstance(item, str))
