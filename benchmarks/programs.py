@@ -114,8 +114,13 @@ def measured(options: argparse.Namespace) -> Report:
     setting = Setting(
         options.model, options.dtype, options.threads, options.check, kv, llama, PACE if options.check else 1.0, say
     )
+
+    def keep(unfinished: Report) -> None:
+        if not options.check:
+            written(unfinished, options.out)
+
     with Places(setting) as places:
-        measure(places, workloads, rungs, options.rounds, options.scale, report)
+        measure(places, rungs, options.rounds, options.scale, report, keep)
     return report
 
 
@@ -123,6 +128,14 @@ def _machine() -> str:
     from cpu import processor
 
     return processor()
+
+
+def written(report: Report, folder: Path) -> str:
+    """The JSON of a report; also its file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = json.dumps(report.as_json(), indent=2)
+    (folder / "programs.json").write_text(found + "\n", encoding="utf-8")
+    return found
 
 
 def told(report: Report, options: argparse.Namespace) -> None:
@@ -143,8 +156,7 @@ def told(report: Report, options: argparse.Namespace) -> None:
             console.print(f"plain chat (W00): seconds whole / by calls: {report.control:.3f}; 0.95 to 1.05 is fair")
     if options.check:
         return
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "programs.json").write_text(found + "\n", encoding="utf-8")
+    written(report, options.out)
     drawn = draw(report, title, options.out / "programs.png")
     if not options.json:
         console.print(f"written to {options.out / 'programs.json'}" + (", and a picture" if drawn else ""))

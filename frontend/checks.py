@@ -31,6 +31,7 @@ def _found(
 ) -> Iterator[Diagnostic]:
     lines = [Lineage(document, path) for path in document.paths()]
     reached = Reached(lines)
+    seen: set[object] = set()
     exact: set[tuple[str, str]] = set()
     if backend is not None:
         from ramet.frontend.checks_backend import against
@@ -39,7 +40,7 @@ def _found(
             exact.add((found.code, found.where))
             yield found
     for line in lines:
-        yield from (found for found in calls(line) if (found.code, found.where) not in exact)
+        yield from (found for found in calls(line, seen) if (found.code, found.where) not in exact)
         yield from flow(line, reached)
     yield from ends(lines)
     yield from whole(document, lines)

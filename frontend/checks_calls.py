@@ -5,31 +5,59 @@ In: a path of a plan. Out: diagnostics. Each check looks at one step at a time.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from ramet.frontend.diagnostics import Diagnostic
+from ramet.frontend.errors import ConstraintError
 from ramet.frontend.extents import always, finite, never, shortest
-from ramet.frontend.ir import Choices, Constraint, Gen, Select
-from ramet.frontend.lineage import Lineage, variable
+from ramet.frontend.ir import Choices, Constraint, Gen, JsonSchema, Regex, Select
+from ramet.frontend.lineage import Lineage, alike, variable
+from ramet.frontend.patterns import check as check_pattern
 from ramet.frontend.planned import Part, Step
+from ramet.frontend.schemas import check as check_schema
+from ramet.frontend.types import check_choices
 
 _RATIO = 0.25  # tokens per character of a text that no tokeniser has seen
 
 
-def calls(line: Lineage) -> Iterator[Diagnostic]:
-    """Everything that can be said of each call by itself."""
+def calls(line: Lineage, seen: set[object]) -> Iterator[Diagnostic]:
+    """Everything that can be said of each call by itself; those that are like one in `seen` are not looked at again."""
     for step in line.calls.values():
+        key = (step.where, *alike(step))
+        if key in seen:
+            continue
+        seen.add(key)
         if isinstance(step.op, Gen):
-            yield from _unbounded(line, step, step.op)
+            if step.op.constraint is not None and (wrong := _refused(step.op.constraint)):
+                yield line.found("bad-constraint", "error", step, wrong, "see the message; no backend would compile it")
+                continue
             if step.op.constraint is not None:
                 yield from _too_small(line, step, step.op, step.op.constraint)
                 yield from _stops(line, step, step.op, step.op.constraint)
+            yield from _unbounded(line, step, step.op)
             if isinstance(step.op.constraint, Choices):
                 yield from _prefixes(line, step, step.op.constraint.choices)
         elif isinstance(step.op, Select):
             yield from _prefixes(line, step, step.op.choices)
             yield from _filled(line, step)
+
+
+def _refused(constraint: Constraint) -> str:
+    """What the language says against a constraint (in a plan from a file, which no body has recorded)."""
+    try:
+        if isinstance(constraint, Regex):
+            check_pattern(constraint.pattern)
+        elif isinstance(constraint, JsonSchema):
+            check_schema(json.loads(constraint.schema))
+        elif isinstance(constraint, Choices):
+            check_choices(constraint.choices, "")
+    except ConstraintError as error:
+        return error.message
+    except (ValueError, RecursionError) as error:
+        return f"json_schema: is no JSON: {error}"
+    return ""
 
 
 def label(step: Step) -> str:

@@ -46,7 +46,7 @@ def _roles(line: Lineage) -> Iterator[Diagnostic]:
         turned[op.seq] = turned.get(op.seq, False) or op.role not in _INSTRUCTIONS
         if op.role in _INSTRUCTIONS and before and before not in _INSTRUCTIONS:
             message = f"a {op.role} message after one of {before!r}: most chat templates refuse it, or move it"
-            yield line.found("role-order", "warning", step, message, f"say it first, or as {before!r}'s next message")
+            yield line.found("role-order", "warning", step, message, "say it first")
         elif op.role == "assistant" and first:
             message = "the conversation begins with the assistant: many chat templates refuse it"
             yield line.found("role-order", "warning", step, message, "put a user message before it")

@@ -13,7 +13,7 @@ from ramet.frontend.critical import longest
 from ramet.frontend.execution import Execution
 from ramet.frontend.explain_text import total
 from ramet.frontend.explained import Explanation, Guess, Op, Overall, Totals
-from ramet.frontend.facts import CALLS, Fact, Facts, of_plan, of_run
+from ramet.frontend.facts import CALLS, Fact, Facts, of_plan, of_run, told
 from ramet.frontend.ir import Meta
 from ramet.frontend.plan_run import PlanRun
 from ramet.frontend.prefixes import branches_of
@@ -94,11 +94,6 @@ def _cost(fact: Fact) -> _Cost:
         last=meta.last_step if meta.last_step >= 0 else None,
         queued=meta.queued_seconds if tells else None,
     )
-
-
-def told(meta: Meta) -> bool:
-    """The backend tells how it computed the call: its zeros are zeros."""
-    return meta.first_step >= 0 or meta.computed_tokens is not None
 
 
 def decode_steps(kind: str, meta: Meta) -> int:

@@ -9,7 +9,7 @@ import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ramet.frontend.explain_text import count, cut, name_of, seconds
+from ramet.frontend.explain_text import Names, count, cut, names_of, seconds
 from ramet.frontend.explained import Branch, Explanation, Op, Segment
 
 LANES = 200  # of the timeline, at most
@@ -25,7 +25,7 @@ MEANING = {
     "host": "a function of the program",
     "wait": "for another operation",
     "python": "until Python recorded it",
-    "send": "on the way to the engine",
+    "send": "on the way to the engine, until its step loop took it in",
 }
 KINDS = {"text": "text of the program", "gen": "generated", "select": "chosen", "join": "joined"}
 
@@ -46,7 +46,8 @@ def timeline(shown: Explanation) -> str:
     lanes = list(_lanes(shown))
     if end <= 0 or not lanes:
         return ""
-    rows = "".join(_lane(lane, end, shown) for lane in lanes[:LANES])
+    names = names_of(shown)
+    rows = "".join(_lane(lane, end, names) for lane in lanes[:LANES])
     more = f"<p>{len(lanes) - LANES} more lanes are not drawn.</p>" if len(lanes) > LANES else ""
     seen = {s.phase for lane in lanes for s, _ in lane.bars}
     legend = "".join(
@@ -54,7 +55,7 @@ def timeline(shown: Explanation) -> str:
         for phase, said in MEANING.items()
         if phase in seen
     )
-    names = "".join(
+    titles = "".join(
         f"<div class='name' style='padding-left:{0.4 + 0.8 * lane.depth:.1f}em'>{html.escape(lane.name)}</div>"
         for lane in lanes[:LANES]
     )
@@ -64,7 +65,7 @@ def timeline(shown: Explanation) -> str:
         "<section><h2>Timeline</h2><div class='tools'><button type='button' data-zoom='0.5'>&minus;</button>"
         "<button type='button' data-zoom='0'>fit</button><button type='button' data-zoom='2'>+</button>"
         f"<span class='legend'>{legend}<span><i class='bar mark'></i>critical path</span></span></div>"
-        f"<div class='lanes'><div class='names'><div class='name'></div>{names}</div><div class='scroll' tabindex='0'>"
+        f"<div class='lanes'><div class='names'><div class='name'></div>{titles}</div><div class='scroll' tabindex='0'>"
         f"<div class='time'><div class='axis'>{ticks}</div>{grid}{rows}</div></div></div>{more}</section>"
     )
 
@@ -73,9 +74,12 @@ def _lanes(shown: Explanation) -> Iterator[_Lane]:
     if shown.python:
         yield _Lane("Python", 0, [(segment, None) for segment in shown.python])
     depths: dict[str, int] = {}
+    found: dict[str, list[Op]] = {}
+    for op in shown.ops:
+        found.setdefault(op.seq, []).append(op)
     for branch in _in_order(shown.branches):
         depth = depths[branch.seq] = depths.get(branch.parent, -1) + 1
-        mine = [op for op in shown.ops if op.seq == branch.seq]
+        mine = found.get(branch.seq, [])
         bars = [(s, op) for op in mine if op.kind != "put" for s in op.segments]
         yield _Lane(title_of(branch), depth, bars)
         for packed in _packed([op for op in mine if op.kind == "put"]):
@@ -114,24 +118,27 @@ def title_of(branch: Branch) -> str:
     """A branch's name on the page."""
     if not branch.parent:
         return "main"
-    return cut(" ".join(branch.title.split()), 28) if branch.title else branch.seq.rpartition(".")[2]
+    name, title = branch.seq.rpartition(".")[2], " ".join(branch.title.split())
+    if title.isdecimal():  # counted branches: their place says the same, mostly
+        return name if name == f"b{title}" else f"{name} ({title})"
+    return cut(title, 28) or name
 
 
-def _lane(lane: _Lane, end: float, shown: Explanation) -> str:
-    return f"<div class='lane'>{''.join(_bar(segment, op, end, shown) for segment, op in lane.bars)}</div>"
+def _lane(lane: _Lane, end: float, names: Names) -> str:
+    return f"<div class='lane'>{''.join(_bar(segment, op, end, names) for segment, op in lane.bars)}</div>"
 
 
-def _bar(segment: Segment, op: Op | None, end: float, shown: Explanation) -> str:
+def _bar(segment: Segment, op: Op | None, end: float, names: Names) -> str:
     left, width = 100 * segment.begin / end, 100 * segment.seconds / end
     works = segment.phase not in ("wait", "python", "send")
     mark = " mark" if op is not None and op.critical and works else ""
     data = f" data-op='{html.escape(op.id, quote=True)}'" if op is not None else ""
-    tip = html.escape(_tip(segment, op, shown), quote=True)
+    tip = html.escape(_tip(segment, op, names), quote=True)
     return f"<i class='bar {segment.phase}{mark}' style='left:{left:.3f}%;width:{width:.3f}%'{data} title='{tip}'></i>"
 
 
-def _tip(segment: Segment, op: Op | None, shown: Explanation) -> str:
-    on = f" for {name_of(segment.on, shown)}" if segment.on else ""
+def _tip(segment: Segment, op: Op | None, names: Names) -> str:
+    on = f" for {names.get(segment.on, segment.on)}" if segment.on else ""
     lines = [f"{segment.phase}{on}: {seconds(segment.seconds)}, from {seconds(segment.begin)}"]
     return "\n".join([*lines, *(tip_of(op) if op is not None else [])])
 

@@ -12,8 +12,7 @@ import html
 from collections.abc import Iterator, Sequence
 
 from ramet.frontend.explain_charts import icicle, timeline, tip_of, title_of
-from ramet.frontend.explain_text import count, facts, seconds, waited
-from ramet.frontend.explain_text import name_of as name_in
+from ramet.frontend.explain_text import Names, count, facts, names_of, seconds, waited
 from ramet.frontend.explain_tree import Row, tree
 from ramet.frontend.explained import Explanation, Op
 
@@ -42,8 +41,8 @@ padding:.1rem .6rem;cursor:pointer}
 .lanes{display:flex;border:1px solid var(--line);border-radius:8px;overflow:hidden}
 .names{flex:0 0 11rem;background:var(--soft);border-right:1px solid var(--line);font-size:12px}
 .name{height:22px;line-height:22px;padding:0 .5em;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.scroll{flex:1;overflow-x:auto;min-width:0}.time{position:relative;min-width:100%}
-.axis{height:22px;position:relative;font-size:11px;color:var(--dim)}
+.scroll{flex:1;overflow-x:auto;min-width:0}.time{position:relative;min-width:100%;overflow:hidden}
+.axis{height:22px;position:relative;overflow:hidden;font-size:11px;color:var(--dim)}
 .axis b{position:absolute;top:3px;padding-left:3px;font-weight:400;white-space:nowrap}
 .time u{position:absolute;top:0;bottom:0;border-left:1px solid var(--line)}
 .lane{position:relative;height:22px}
@@ -137,7 +136,8 @@ def _table(shown: Explanation) -> str:
         if any(op.guess is not None for op in shown.ops):
             names.insert(3, "expected")
     head = "".join(f"<th>{name}</th>" for name in ["operation", *names])
-    body = "".join(_row(row, depth, shown, names) for row, depth in _walk(tree(shown, ROWS), 0))
+    known = names_of(shown)
+    body = "".join(_row(row, depth, known, names) for row, depth in _walk(tree(shown, ROWS), 0))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -147,7 +147,7 @@ def _walk(rows: Sequence[Row], depth: int) -> Iterator[tuple[Row, int]]:
         yield from _walk(row.children, depth + 1)
 
 
-def _row(row: Row, depth: int, shown: Explanation, names: Sequence[str]) -> str:
+def _row(row: Row, depth: int, known: Names, names: Sequence[str]) -> str:
     pad = f"style='padding-left:{0.5 + 1.4 * depth:.1f}em'"
     path = " path" if row.critical else ""
     if row.op is None:
@@ -164,7 +164,7 @@ def _row(row: Row, depth: int, shown: Explanation, names: Sequence[str]) -> str:
         f"<tr class='op{path}{failed}' data-op='{html.escape(op.id, quote=True)}' title='{tip}'>"
         f"<td {pad}>{html.escape(op.label + state)}{text}</td>{figures}</tr>"
     )
-    notes = "; ".join(_notes(op, shown))
+    notes = "; ".join(_notes(op, known))
     pad = f"style='padding-left:{2 + 1.4 * depth:.1f}em'"
     return line + (
         f"<tr class='note'><td {pad} colspan='{len(names) + 1}'>{html.escape(notes)}</td></tr>" if notes else ""
@@ -211,7 +211,7 @@ def _cells(op: Op) -> dict[str, str]:
     }
 
 
-def _notes(op: Op, shown: Explanation) -> Iterator[str]:
+def _notes(op: Op, known: Names) -> Iterator[str]:
     if op.error:
         yield f"failed: {op.error}"
     if op.recomputed or op.retractions:
@@ -219,5 +219,5 @@ def _notes(op: Op, shown: Explanation) -> Iterator[str]:
     if op.memory:
         yield f"{seconds(op.memory)} without KV memory"
     for segment in waited(op) if op.kind != "put" else ():
-        on = f"for {name_in(segment.on, shown)}" if segment.on else "for Python"
+        on = f"for {known.get(segment.on, segment.on)}" if segment.on else "for Python"
         yield f"waited {seconds(segment.seconds)} {on}"

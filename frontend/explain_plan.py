@@ -68,9 +68,8 @@ def _likeliest(document: Document, texts: Mapping[str, str], observed: Observed)
 
 @dataclass
 class _Place:
-    """A branch so far: characters in it, of those the ones that some call has computed, and when it is free."""
+    """A branch so far: characters of it that some call has computed, when it is free, and its last operation."""
 
-    chars: float = 0.0
     covered: float = 0.0
     at: float = 0.0
     last: str = ""
@@ -91,6 +90,7 @@ class _Layout:
     def __post_init__(self) -> None:
         walk = walked(self.texts, self.observed, self.document, self.path, {}, {})
         self._prompts = {step.op.id: chars for step, chars in walk.prompts}
+        self._bases = walk.bases
         self._places: dict[str, _Place] = {ROOT: _Place()}
         self._ends: dict[str, float] = {}
         self._read: list[str] = []
@@ -116,8 +116,8 @@ class _Layout:
         guess = self._call(step, place) if isinstance(op, Gen | Select) else None
         if isinstance(op, Fork):
             for number, path in enumerate(op.into):
-                covered = place.covered if not number else place.chars
-                self._places[path] = _Place(self._chars(seq), covered, place.at, op.id)
+                covered = place.covered if not number else self._bases.get(path, 0.0)  # the first one computes it
+                self._places[path] = _Place(covered, place.at, op.id)
                 self.parents[path] = seq
         self._ends[op.id] = place.at
         if kind != "put":
@@ -137,9 +137,6 @@ class _Layout:
                 guess=guess,
             )
         )
-
-    def _chars(self, seq: str) -> float:
-        return self._places[seq].chars
 
     def _causes(self, step: Step, kind: str, place: _Place) -> tuple[Cause, ...]:
         op = step.op
@@ -168,7 +165,7 @@ class _Layout:
         begin = place.at
         place.at = begin + taken
         guess = Guess(chars * ratio, min(place.covered, chars) * ratio, made, begin, place.at)
-        place.chars = place.covered = chars + written
+        place.covered = chars + written
         return guess
 
 

@@ -6,7 +6,7 @@ critical path, "?" what the backend did not tell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ramet.frontend.explain_tree import Row, tree
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 Piece = tuple[str, str]  # text, style
 Line = list[Piece]
+Names = Mapping[str, str]  # operations in a few words, by id
 
 _TIMES = (("queue", 8), ("first", 8), ("time", 8))
 _ACTUAL = (("prompt", 7), ("cached", 7), ("gen", 6), ("comp", 6), ("steps", 10), *_TIMES)
 _EXPECTED = (("prompt", 9), ("shared", 9), ("gen", 8), ("steps", 12))
 _CALLS = ("gen", "select", "score")
+LEAST_ROOM = 24  # columns of the tree
 _LEAST = 0.001  # seconds of a wait that is worth a line
 PHASES = {
     "wait": "waiting for others",
@@ -81,9 +83,13 @@ def _table(shown: Explanation, width: int) -> Iterator[Line]:
     columns = list(_EXPECTED if shown.state == "planned" else _ACTUAL)
     if shown.state != "planned" and any(op.guess is not None for op in shown.ops):
         columns.insert(3, ("(est)", 6))
-    room = max(width - 2 - sum(size for _, size in columns), 16)
+    for name in ("first", "queue", "steps", "comp"):  # what a narrow terminal has no room for
+        if width - 2 - sum(size for _, size in columns) < LEAST_ROOM:
+            columns = [column for column in columns if column[0] != name]
+    room = max(width - 2 - sum(size for _, size in columns), LEAST_ROOM)
     head = "".join(name.rjust(size) for name, size in columns)
     yield [("  " + "operation".ljust(room) + head, "bold")]
+    names = names_of(shown)
     for row, indent, last in _walk(tree(shown), ""):
         stem = indent + ("└─ " if last else "├─ ")
         below = indent + ("   " if last else "│  ")
@@ -95,7 +101,7 @@ def _table(shown: Explanation, width: int) -> Iterator[Line]:
         else:
             yield [mark, (stem, "dim"), (cut(label, width - 2 - len(stem)), style)]
         children = bool(row.children)
-        for note in _notes(row.op, shown):
+        for note in _notes(row.op, names):
             yield from _wrapped(note, width, "yellow", "  " + below + ("│  " if children else "   "))
 
 
@@ -123,8 +129,8 @@ def _label(row: Row) -> Piece:
 
 
 def _figures(op: Op, columns: Sequence[tuple[str, int]]) -> str:
-    if op.kind == "put" and op.status != "planned":
-        return seconds(op.seconds).rjust(sum(size for _, size in columns))
+    if op.kind == "put":
+        return seconds(op.seconds).rjust(sum(size for _, size in columns)) if op.status != "planned" else ""
     if op.kind not in _CALLS:
         return ""
     guess = op.guess
@@ -148,7 +154,7 @@ def _figures(op: Op, columns: Sequence[tuple[str, int]]) -> str:
     return "".join(" " + cells[name].rjust(size - 1) for name, size in columns)
 
 
-def _notes(op: Op | None, shown: Explanation) -> Iterator[str]:
+def _notes(op: Op | None, names: Names) -> Iterator[str]:
     """What is out of the ordinary."""
     if op is None:
         return
@@ -165,24 +171,30 @@ def _notes(op: Op | None, shown: Explanation) -> Iterator[str]:
         yield ", ".join(told)
     waits = waited(op)
     if waits and op.kind != "put":
-        yield "waited " + ", ".join(f"{seconds(s.end - s.begin)} {_for(s, shown)}" for s in waits)
+        yield "waited " + ", ".join(f"{seconds(s.end - s.begin)} {_for(s, names)}" for s in waits)
 
 
 def waited(op: Op) -> list[Segment]:
-    """The waits that are worth a mention."""
-    return [s for s in op.segments if s.phase in ("wait", "python") and s.end - s.begin >= _LEAST]
+    """The waits that are worth a mention; those for the same operation are one."""
+    found: dict[tuple[str, str], Segment] = {}
+    for segment in op.segments:
+        if segment.phase in ("wait", "python"):
+            key = (segment.phase, segment.on)
+            known = found.get(key)
+            end = segment.end if known is None else known.end + segment.seconds
+            found[key] = Segment(segment.phase, segment.begin if known is None else known.begin, end, segment.on)
+    return [segment for segment in found.values() if segment.seconds >= _LEAST]
 
 
-def _for(segment: Segment, shown: Explanation) -> str:
+def _for(segment: Segment, names: Names) -> str:
     if segment.phase == "python":
         return "for Python"
-    return f"for {name_of(segment.on, shown)}" if segment.on else "for a value"
+    return f"for {names.get(segment.on, segment.on)}" if segment.on else "for a value"
 
 
-def name_of(op: str, shown: Explanation) -> str:
-    """An operation in a few words."""
-    found = next((each for each in shown.ops if each.id == op), None)
-    return f"{found.label} ({op})" if found is not None else op
+def names_of(shown: Explanation) -> Names:
+    """Operations in a few words, by id."""
+    return {op.id: f"{op.label} ({op.id})" for op in shown.ops}
 
 
 # --- totals ---

@@ -6,7 +6,7 @@ ones and those of the critical path are shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ramet.frontend.explained import Branch, Explanation, Op
@@ -36,8 +36,13 @@ class _Maker:
 
     def __post_init__(self) -> None:
         self.ops: dict[str, list[Op]] = {}
+        self.marked: set[str] = set()  # branches with critical operations, on them or below
         for op in self.shown.ops:
             self.ops.setdefault(op.seq, []).append(op)
+            seq = op.seq if op.critical else ""
+            while seq and seq not in self.marked:
+                self.marked.add(seq)
+                seq = seq.rpartition(".")[0].rpartition(".")[0]
         self.branches: dict[str, list[Branch]] = {}
         for branch in self.shown.branches:
             fork = branch.seq.rpartition(".")[0] if branch.parent else ""
@@ -61,18 +66,13 @@ class _Maker:
         left: list[Branch] = []
         for index, branch in enumerate(branches):
             room = len(branches) <= self.most or index < self.most - 1
-            (kept if room or self.critical(branch.seq) else left).append(branch)
-        rows = [Row(branch=b, children=self.rows(b.seq), critical=self.critical(b.seq)) for b in kept]
+            (kept if room or branch.seq in self.marked else left).append(branch)
+        rows = [Row(branch=b, children=self.rows(b.seq), critical=b.seq in self.marked) for b in kept]
         if left:
-            hidden = [op for b in left for op in self.below(b.seq)]
+            paths = tuple(f"{b.seq}." for b in left)
+            hidden = [op for op in self.shown.ops if op.id.startswith(paths)]
             rows.append(Row(more=len(left), hidden=hidden))
         return rows
-
-    def below(self, seq: str) -> Iterator[Op]:
-        return (op for op in self.shown.ops if op.seq == seq or op.seq.startswith(f"{seq}."))
-
-    def critical(self, seq: str) -> bool:
-        return any(op.critical for op in self.below(seq))
 
 
 def _folded(quiet: Sequence[Op]) -> list[Row]:

@@ -28,9 +28,9 @@ class Cause(msgspec.Struct, frozen=True):
 
 class Segment(msgspec.Struct, frozen=True, omit_defaults=True):
     """A stretch of time of an operation. "wait": for the operation `on`; "python": until Python recorded it; "send": on
-    its way to the engine; "queue": in the engine, behind others; "memory": there, for want of KV memory; "prefill":
-    until the first token (of a choice: until it was scored); "decode": the tokens after it; "busy": in a backend that
-    does not tell more; "host": a function of the program runs."""
+    its way to the engine, until its step loop took it in; "queue": in the engine, behind others; "memory": there, for
+    want of KV memory; "prefill": until the first token (of a choice: until it was scored); "decode": the tokens after
+    it; "busy": in a backend that does not tell more; "host": a function of the program runs."""
 
     phase: Phase
     begin: float

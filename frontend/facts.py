@@ -147,6 +147,11 @@ def of_plan(run: PlanRun[Any]) -> Facts:
     return Facts(run.name, run.seed, state_of(over, error), str(error or ""), facts, parents, items, now, None, ended)
 
 
+def told(meta: Meta) -> bool:
+    """The backend tells how it computed the call: its zeros are zeros."""
+    return meta.first_step >= 0 or meta.computed_tokens is not None
+
+
 def state_of(over: bool, error: BaseException | None) -> str:
     """How a run is."""
     if not over:
@@ -277,6 +282,7 @@ def _read_before(facts: Mapping[str, Fact], reads: Sequence[Reading]) -> None:
     moments += [(read.ended, 0, read) for read in reads]
     moments.sort(key=lambda moment: moment[:2])
     known: dict[Actor | None, list[str]] = {}
+    guessed: dict[Actor | None, list[str]] = {}
     fresh: set[Actor | None] = set()  # whose last deed was a read
     active: dict[Actor | None, float] = {}
     for at, _, moment in moments:
@@ -284,12 +290,13 @@ def _read_before(facts: Mapping[str, Fact], reads: Sequence[Reading]) -> None:
         if isinstance(moment, Reading):
             before = known.get(who, []) if who in fresh else _latest(known.get(who, []), facts, 1)
             known[who] = _latest([*before, *(op for op in moment.ops if op in facts)], facts, MANY)
+            guessed[who] = [] if moment.ops else _ended_between(facts.values(), moment.began, at)
             fresh.add(who)
         else:
-            if who in known:
-                moment.need("read", *known[who])
-            elif at - active.get(who, 0.0) > IDLE:
-                moment.need("assumed", *_ended_between(facts.values(), active.get(who, 0.0), at))
+            if who not in known and at - active.get(who, 0.0) > IDLE:
+                guessed[who] = _ended_between(facts.values(), active.get(who, 0.0), at)
+            moment.need("read", *known.get(who, ()))
+            moment.need("assumed", *guessed.get(who, ()))
             fresh.discard(who)
         active[who] = at
 

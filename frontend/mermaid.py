@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ramet.frontend.outline import Item, grouped, named, outlined
+from ramet.frontend.pictures import printable
 from ramet.frontend.planned import Document
 from ramet.frontend.trace import short
 from ramet.frontend.walk import Lengths
@@ -30,7 +31,7 @@ _CLASSES = {
     "stop": "fill:#ffe1dd,stroke:#c0503f,color:#1f2328",
 }
 _KIND_CLASS = {"gen": "made", "select": "made", "decision": "turn", "fork": "turn", "join": "turn", "break": "stop"}
-_ESCAPES = {ord(char): f"#{ord(char)};" for char in '"#<>&`{}[]()|;\\%*_~$'} | {ord("\n"): "<br>"}
+_ESCAPES = {ord(char): f"#{ord(char)};" for char in '"#<>&`{}[]()|;\\%*_~$'}
 
 
 def flowchart(document: Document, lengths: Lengths) -> str:
@@ -44,8 +45,7 @@ def flowchart(document: Document, lengths: Lengths) -> str:
 
 def escaped(text: str) -> str:
     """A text as it stands in a quoted label: characters that mean something there by their numbers."""
-    shown = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in short(text))
-    return shown.translate(_ESCAPES)
+    return "<br>".join(printable(line).translate(_ESCAPES) for line in short(text).split("\n"))
 
 
 class _Chart:

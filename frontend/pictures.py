@@ -28,12 +28,17 @@ def summary(document: Document) -> str:
     return ", ".join(said)
 
 
+def printable(text: str) -> str:
+    """A text in which line ends and control characters are escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def _lines(items: Sequence[Item], indent: str) -> Iterator[str]:
     groups = grouped(items)
     for index, group in enumerate(groups):
         last = index == len(groups) - 1
         item = group[0]
-        yield f"{indent}{'└─ ' if last else '├─ '}{named(group) if item.kind == 'branch' else _line(item)}"
+        yield f"{indent}{'└─ ' if last else '├─ '}{printable(named(group) if item.kind == 'branch' else _line(item))}"
         yield from _lines(item.inside, indent + ("   " if last else "│  "))
 
 

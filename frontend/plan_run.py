@@ -30,8 +30,8 @@ R = TypeVar("R")
 
 class PlanRun(Generic[R]):
     """A plan that runs, and its record afterwards. `batches` counts how often operations were sent; `sent` are they:
-    when, which operation's event set them free ("": none), what. `times` says when each event came, `began` when the run
-    did (seconds of `time.monotonic`)."""
+    when, which operation's event set them free ("": none), what. `times` says when each event came, `began` when the
+    run did (seconds of `time.monotonic`)."""
 
     def __init__(
         self, name: str, course: Course, make: Callable[[Course], R], backend: Backend, seed: int | None

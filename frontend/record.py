@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from ramet.frontend.errors import (
     ProgramTimeout,
 )
 from ramet.frontend.ir import ROOT, Ended, Event, Failed, Finished, Forked, Joined, Rendered, Sampling, Started, Token
-from ramet.frontend.readings import Actor, Reading
+from ramet.frontend.readings import Actor, Reading, actor
 
 
 class Record:
@@ -84,6 +85,15 @@ class Record:
         """Count a generation's `max_tokens` against the budget until it has finished."""
         if self.budget is not None:
             self._reserved[entry.id] = sampling.max_tokens or 0
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Remember, for EXPLAIN, how long Python waits inside for something that is no one operation's value."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.reads.append(Reading(actor(), (), began, time.monotonic(), what))
 
     # --- events ---
 

@@ -6,17 +6,18 @@ decided the run's end, and what its time was spent on.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
 from ramet.frontend.critical import binding, ordered
 from ramet.frontend.explained import Phase, Segment, Share
-from ramet.frontend.facts import CALLS, Fact, Facts
+from ramet.frontend.facts import CALLS, Fact, Facts, told
 from ramet.frontend.readings import Actor, Reading
 
 _BEHIND = ("order", "fork")
 _SEEN = ("read", "assumed")
-SHORTEST = 1e-6  # seconds of a stretch that is worth a mention
+SHORTEST = 1e-5  # seconds of a stretch that is worth a mention
 
 
 class Timeline:
@@ -26,6 +27,7 @@ class Timeline:
         self._run = run
         self._reads = _by_actor(run.reads)
         self.ends: dict[str, float] = {}
+        self._work: dict[str, str] = {}
         self.segments: dict[str, list[Segment]] = {}
         needs = {fact.id: [cause.op for cause in fact.causes] for fact in run.facts.values()}
         for op in ordered(run.facts, needs):
@@ -42,24 +44,30 @@ class Timeline:
         latest = arrived if arrived is not None else self._run.now
         for cause in sorted(fact.causes, key=lambda c: self.ends.get(c.op, 0.0)):
             if cause.kind not in (*_BEHIND, *_SEEN):
-                line.to(min(self.ends.get(cause.op, 0.0), latest), "wait", cause.op)
+                line.to(min(self.ends.get(cause.op, 0.0), latest), "wait", self._work.get(cause.op, cause.op))
         self._python(fact, min(fact.recorded, latest), line)
         if fact.kind == "put":
             self._host(fact, line)
         elif fact.kind in CALLS:
             line.to(min(fact.sent if fact.sent is not None else fact.recorded, latest), "send")
             self._call(fact, line, arrived)
-        elif fact.kind == "join" and fact.done is not None:
-            line.to(fact.done, "send")
         self.ends[fact.id] = line.at
+        self._work[fact.id] = fact.id if fact.kind in (*CALLS, "put") else self._behind(fact)
         self.segments[fact.id] = line.segments
+
+    def _behind(self, fact: Fact) -> str:
+        """The call or host call that an operation without work of its own comes behind."""
+        found = [cause.op for cause in fact.causes if cause.op in self._work and cause.kind not in _SEEN]
+        return self._work[max(found, key=self.ends.__getitem__)] if found else fact.id
 
     def _python(self, fact: Fact, until: float, line: _Line) -> None:
         """The branch is free, and Python has not recorded the operation yet: it waits for values, or computes."""
-        for read in self._reads.get(fact.actor, ()):
-            if read.ended > line.at and read.began < until:
-                line.to(min(read.began, until), "python")
-                line.to(min(read.ended, until), "wait", self._last(read))
+        reads = self._reads.get(fact.actor, ())
+        for index in range(bisect(reads, line.at, key=lambda read: read.ended), len(reads)):
+            if reads[index].began >= until:
+                break
+            line.to(min(reads[index].began, until), "python")
+            line.to(min(reads[index].ended, until), "wait", self._last(reads[index]))
         line.to(until, "python")
 
     def _last(self, read: Reading) -> str:
@@ -137,13 +145,13 @@ class _Line:
 
 def _arrival(fact: Fact) -> float | None:
     """When the engine had the operation in its turn, where it says how long it took."""
-    if fact.meta is None or fact.done is None or not fact.meta.seconds:
+    if fact.meta is None or fact.done is None or not told(fact.meta) or not fact.meta.seconds:
         return None
     return max(fact.done - fact.meta.seconds, 0.0)
 
 
 def _by_actor(reads: Iterable[Reading]) -> Mapping[Actor | None, Sequence[Reading]]:
     found: dict[Actor | None, list[Reading]] = {}
-    for read in sorted(reads, key=lambda read: read.began):
+    for read in sorted(reads, key=lambda read: read.ended):  # one actor's reads follow each other
         found.setdefault(read.actor, []).append(read)
     return found

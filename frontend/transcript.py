@@ -25,7 +25,8 @@ def settle(core: Core, raising: bool = True) -> BaseException | None:
     if not core.execution.outcome.done():
         refuse_blocking(core.execution.loop, "the text")
     for future in _pending(core):
-        wait(future, None, "the text")
+        with core.execution.record.waiting("the text"):
+            wait(future, None, "the text")
     return _first_failure(core, raising)
 
 
@@ -33,7 +34,8 @@ async def settle_async(core: Core) -> None:
     """Wait in this event loop until every operation of the branch is done; raise the first failure."""
     core.execution.outbox.flush()
     for future in _pending(core):
-        await wait_async(future, None, "the text")
+        with core.execution.record.waiting("the text"):
+            await wait_async(future, None, "the text")
     _first_failure(core, True)
 
 

@@ -57,7 +57,8 @@ def blocking(steps: Callable[Concatenate[State, P], Steps[R]]) -> Callable[Conca
             while True:
                 step = next(walk)
                 step.execution.outbox.flush()
-                wait(step.future, step.seconds, f"an attempt of {name}()")
+                with step.execution.record.waiting(f"an attempt of {name}()"):
+                    wait(step.future, step.seconds, f"an attempt of {name}()")
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         finally:
@@ -81,7 +82,8 @@ def awaiting(
             while True:
                 step = next(walk)
                 step.execution.outbox.flush()
-                await wait_async(step.future, step.seconds, f"an attempt of {name}()")
+                with step.execution.record.waiting(f"an attempt of {name}()"):
+                    await wait_async(step.future, step.seconds, f"an attempt of {name}()")
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         finally:

@@ -164,6 +164,11 @@ class Walk:
         self._spans.append((begin, begin + taken))
         self._values[op.id] = (chars, begin + taken)
 
+    @property
+    def bases(self) -> Mapping[str, float]:
+        """Characters that each sequence has from the one that it was forked from."""
+        return self._base
+
     def totals(self) -> Totals:
         """Of what was taken."""
         totals = self._totals

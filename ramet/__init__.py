@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         refine_until,
         vote,
     )
+    from ramet.frontend.diagnostics import Diagnostic
     from ramet.frontend.errors import (
         Aborted,
         BudgetExceeded,
@@ -90,6 +91,7 @@ __all__ = [
     "Call",
     "ConstraintError",
     "ContextOverflow",
+    "Diagnostic",
     "Ended",
     "Endpoint",
     "Engine",
@@ -173,6 +175,7 @@ _HOMES = {  # of the public names, below ramet.frontend: imported when they are 
     "batch": "Batch",
     "branches": "Branches",
     "combinators": ("Best Settled abest_of acascade arefine_until avote best_of cascade refine_until vote"),
+    "diagnostics": "Diagnostic",
     "errors": (
         "Aborted BudgetExceeded ConstraintError ContextOverflow EngineError GenerationError ModelError OverloadedError "
         "ParseError PlanError ProgramError ProgramTimeout RametError StateError ToolError TransportError "

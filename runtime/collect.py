@@ -241,8 +241,8 @@ class Collector:
         seq.known = end
         seq.append(np.array(tail, np.int32))
         told = (seq.program.id, task.op.op, reason, keep, tuple(tail), matched, task.prompt)
-        cost = self._cost(seq, task, step)
-        self._programs.news.append(m.Done(*told, *cost, task.forced, self._work(seq, task)))
+        work, cost = self._work(seq, task), self._cost(seq, task, step)
+        self._programs.news.append(m.Done(*told, *cost, task.forced, work))
         self._programs.finish(seq, seq.tokens(task.start, seq.known).copy())
 
     def _cost(self, seq: Sequence, task: Task, step: int) -> tuple[int, int, int, float, float]:
@@ -266,9 +266,9 @@ class Collector:
         if span.last:
             seq.turn += 1
             self._scheduler.cache.settle(seq, seq.known - 1)
-            cost = self._cost(seq, task, step)
+            work, cost = self._work(seq, task), self._cost(seq, task, step)
             told = (seq.program.id, task.op.op, "stop", 0, (), None, task.prompt)
-            self._programs.news.append(m.Done(*told, *cost, 0, self._work(seq, task)))
+            self._programs.news.append(m.Done(*told, *cost, 0, work))
             self._programs.finish(seq, np.zeros(0, np.int32))
 
     def _tell_scores(self, span: Span, logprobs: F32, samples: Samples) -> None:
@@ -308,8 +308,7 @@ class Collector:
         seq.turn += 1
         self._scheduler.cache.settle(seq, seq.known - 1)
         logprobs = tuple(tuple(row) for row in rows)
-        cost = self._cost(seq, task, step)
-        work = self._work(seq, task)
+        work, cost = self._work(seq, task), self._cost(seq, task, step)
         told = m.Chosen(seq.program.id, task.op.op, winner, scores, logprobs, task.prompt, *cost, work)
         self._programs.news.append(told)
         self._programs.finish(seq, value)

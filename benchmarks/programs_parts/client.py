@@ -74,7 +74,8 @@ class Client:
 
     async def pick(self, prompt: str, choices: Sequence[str]) -> str:
         """The likeliest of choices of one token: one call, the likeliest tokens."""
-        answer = await self._post({"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 20})
+        body = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 20, "ignore_eos": True}
+        answer = await self._post(body)
         top = _likeliest(answer[0])
         return max(choices, key=lambda choice: top.get(choice, LEAST))
 
@@ -117,9 +118,11 @@ class Client:
 
 def _likeliest(choice: Mapping[str, Any]) -> dict[str, float]:
     """Token to logprob of the first place, in OpenAI's old form or in the newer one of chats."""
-    told = choice["logprobs"]
+    told = choice["logprobs"] or {}
     if told.get("top_logprobs"):
         first = told["top_logprobs"][0]
         assert isinstance(first, dict), "token to logprob"
         return first
-    return {each["token"]: each["logprob"] for each in told["content"][0]["top_logprobs"]}
+    return (
+        {each["token"]: each["logprob"] for each in told["content"][0]["top_logprobs"]} if told.get("content") else {}
+    )

@@ -96,7 +96,9 @@ def serve(cache: Path, dtype: str, threads: int, slots: int) -> Iterator[str]:
         command += ["-t", str(threads), "-tb", str(threads)]
     environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # weights on huge pages, not mapped
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, env=environment)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, env=environment
+        )
         try:
             _wait(process, f"http://127.0.0.1:{port}/health", said)
             yield f"http://127.0.0.1:{port}"

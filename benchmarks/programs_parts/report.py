@@ -46,7 +46,7 @@ class Report:
         mine, theirs = self.cells.get((label, rung)), self.cells.get((label, over))
         if not mine or not theirs or len(mine) != len(theirs):
             return None
-        return statistics.median(b.seconds / a.seconds for a, b in zip(mine, theirs, strict=True))
+        return float(statistics.median(b.seconds / a.seconds for a, b in zip(mine, theirs, strict=True)))
 
     def same(self, workload: Workload, rung: str) -> float | None:
         """The share of programs that end as in "whole"; None where noise decides. A client that sends texts again has
@@ -55,7 +55,7 @@ class Report:
         if not workload.greedy or len(mine) != len(theirs):
             return None
         pairs = [pair for a, b in zip(mine, theirs, strict=True) for pair in zip(a.values, b.values, strict=True)]
-        return sum(a == b for a, b in pairs) / len(pairs)
+        return sum(bool(a == b) for a, b in pairs) / len(pairs)
 
     def row(self, workload: Workload, rung: str) -> dict[str, Any]:
         """One cell's figures: counts of its first round, medians of seconds over rounds."""

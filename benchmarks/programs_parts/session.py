@@ -12,7 +12,7 @@ and what a workload's toggles turn off, all else being as in "whole".
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from programs_parts.catalog import Toggle, Workload
 from programs_parts.client import NotExpressible
@@ -35,11 +35,16 @@ class NoPlan(Exception):
 
 
 def measure(
-    places: Places, workloads: Sequence[Workload], rungs: Sequence[str], rounds: int, scale: int, report: Report
+    places: Places,
+    rungs: Sequence[str],
+    rounds: int,
+    scale: int,
+    report: Report,
+    keep: Callable[[Report], None],
 ) -> None:
     """All of it. In every round the texts are others, so that nothing of an earlier one is of use; the rungs of a round
-    have the same texts, and each round begins with another rung."""
-    for workload in workloads:
+    have the same texts, and each round begins with another rung. `keep` is given the report after each workload."""
+    for workload in report.workloads:
         slots = small(places, workload, rows(workload.number, 0, scale))
         if slots:
             _learn(places, workload, rungs, slots, scale)
@@ -51,6 +56,7 @@ def measure(
                 places.setting.say(f"{workload.label} {workload.name}: {rung}, round {number + 1} of {rounds}")
                 _one(places, workload, rung, given, slots, report)
         places.relax()
+        keep(report)
 
 
 def _rungs(workload: Workload, rungs: Sequence[str]) -> list[str]:

@@ -93,7 +93,7 @@ def _before(program: Program[..., Any], given: Mapping[str, Any]) -> Explanation
     try:
         return program.compile(**given).explain()
     except (ConstraintError, PlanError) as error:
-        return unknown(error.message)
+        return unknown(str(error))
 
 
 def _analyzed(

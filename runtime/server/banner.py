@@ -41,8 +41,8 @@ def ready_block(url: str, settings: Settings, config: Config, ready: Ready, spec
     python = f"import httpx; print(httpx.post('{url}/generate', json={call}, timeout=60{header}).json()['text'])"
     return [
         f"ramet serves {name} at {url} ({who}; {url}/{'dashboard' if settings.dashboard else 'docs'})",
-        f"  model  {ready.model}, {ready.dtype} by {ready.kernels or 'unknown'} kernels, context {ready.context:,}, {ready.threads} threads, "
-        f"loaded in {ready.load_seconds:.1f} s",
+        f"  model  {ready.model}, {ready.dtype} by {ready.kernels or 'unknown'} kernels, context {ready.context:,}, "
+        f"{ready.threads} threads, loaded in {ready.load_seconds:.1f} s",
         f"  KV     {kv_sum(config, ready, spec)}",
         f"  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {quoted}",
         f'  python -c "{python}"',

@@ -257,6 +257,7 @@ def run(*options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @needs_native
 @pytest.mark.model
+@pytest.mark.nightly  # times real engines: nothing that a busy machine should fail on
 def test_the_whole_run(tmp_path, monkeypatch):
     adapter(tmp_path / "more", lacks='{shared = "no"}')
     cached = hub.resolve("default").path

@@ -17,6 +17,9 @@ from ramet.examples.map_reduce_summary import TEXT
 from ramet.examples.subproblem_graph import GRAPH
 from ramet.frontend.backends.engine import Engine
 from ramet.frontend.diagnostics import ordered
+from ramet.frontend.estimate import Observed
+from ramet.frontend.ir import Choices, JsonSchema, Regex
+from ramet.frontend.plan_file import written
 from ramet.frontend.program import Program
 
 from .checking import Found, check, codes, one
@@ -266,6 +269,17 @@ def test_a_plan_from_a_file_is_checked_alike():
         assert rt.Plan.loads(plan.dumps()).check() == plan.check() != []
 
 
+@pytest.mark.parametrize("constraint", [Regex("("), JsonSchema("{"), JsonSchema('{"type": 3}'), Choices(("a", "a"))])
+def test_a_constraint_that_no_body_has_recorded(constraint):
+    document = rt.function(unbounded).compile().document
+    [step] = document.nodes[0].steps
+    step = msgspec.structs.replace(step, op=msgspec.structs.replace(step.op, constraint=constraint))
+    nodes = (msgspec.structs.replace(document.nodes[0], steps=(step,)),)
+    plan = rt.Plan.loads(written(msgspec.structs.replace(document, nodes=nodes), Observed()))
+    assert codes(plan.check()) == ["bad-constraint"]
+    assert plan.show() and plan.mermaid() and plan.html()
+
+
 def test_the_worst_comes_first_and_once():
     def both(s: rt.State, text: str) -> None:
         for _ in range(2):
@@ -326,3 +340,23 @@ def test_the_engine_compiles_constraints_and_counts_tokens(engine):
     assert [codes(plan.check()) for plan in plans] == [[], [], []]
     assert [codes(plan.check(engine)) for plan in plans] == [["bad-constraint"], ["max-tokens-too-small"], []]
     assert plans[0].check(engine)[0].where.startswith("test_checks.py:")
+
+
+@pytest.mark.model
+def test_the_engine_says_what_its_chat_template_refuses(engine):
+    @rt.function
+    def asks(s: rt.State) -> str:
+        s.user("a")
+        return s.reply(max_tokens=2).get()
+
+    plan = asks.compile()
+    assert plan.check(engine) == []
+    document = plan.document
+    begin = document.nodes[0].steps[0]
+    begin = msgspec.structs.replace(begin, op=msgspec.structs.replace(begin.op, role="nobody"))
+    steps = (begin, *document.nodes[0].steps[1:])
+    node = msgspec.structs.replace(document.nodes[0], steps=steps)
+    plan = rt.Plan.loads(written(msgspec.structs.replace(document, nodes=(node,)), Observed()))
+    [found] = [each for each in plan.check(engine) if each.severity == "error"]
+    assert found.code == "role-order"
+    assert "in the order nobody, assistant: role='nobody': unknown" in found.message
