@@ -10,7 +10,7 @@
 PYTHON ?= python3
 ARGS ?=
 # started first, so that neither of the two workers ends long after the other
-LONGEST := tests/sim tests/runtime/test_greedy.py tests/runtime/test_valid_texts.py tests/security/test_r04_grammars.py
+LONGEST := tests/sim tests/benchmarks tests/test_packaging.py tests/runtime/test_greedy.py tests/runtime/test_valid_texts.py tests/security/test_r04_grammars.py
 PACKAGES := frontend runtime kernels examples
 RUN := .venv/bin/python -P
 export PYTHONSAFEPATH := 1

@@ -277,10 +277,12 @@ def pauses(url: str, tokens: int, length: int, repeats: int) -> dict[str, float]
     for turn in range(repeats):
         alone.append(one(turn, beside=False))
         both.append(one(turn, beside=True))
-    longest = [statistics.median(max(gaps) for gaps in runs) for runs in (alone, both)]
+    # a stream that came in one piece has no gap
+    longest = [statistics.median(max(gaps, default=0.0) for gaps in runs) for runs in (alone, both)]
+    median = [statistics.median([gap for gaps in runs for gap in gaps] or [0.0]) for runs in (alone, both)]
     return {
-        "median gap ms": statistics.median(gap for gaps in alone for gap in gaps),
-        "median gap beside ms": statistics.median(gap for gaps in both for gap in gaps),
+        "median gap ms": median[0],
+        "median gap beside ms": median[1],
         "longest gap ms": longest[0],
         "longest gap beside ms": longest[1],
     }

@@ -213,6 +213,7 @@ def test_ratios(parts, tmp_path):
     assert (tmp_path / "some.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.nightly
 @pytest.mark.model
 def test_the_peers_weights_are_ours(parts, tmp_path):
     import torch

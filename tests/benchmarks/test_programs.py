@@ -60,6 +60,7 @@ def test_counts_keep_their_gates() -> None:
             assert row["same"] == 1
 
 
+@pytest.mark.nightly
 def test_the_expert_client_says_what_the_programs_say(tmp_path) -> None:
     """Over HTTP, on a model whose answers follow from the prompt alone; texts that are sent again may be cut into other
     tokens, so this is of single calls."""

@@ -50,7 +50,18 @@ def results(run: rt.Run[Any]) -> list[tuple[str, str, str, tuple[Any, ...]]]:
 
 def steady(meta: Meta) -> Meta:
     return msgspec.structs.replace(
-        meta, cached_tokens=0, first_step=0, last_step=0, queued_seconds=0.0, seconds=0.0, forced_tokens=0
+        meta,
+        cached_tokens=0,
+        computed_tokens=None,
+        recomputed_tokens=None,
+        retractions=None,
+        first_step=0,
+        last_step=0,
+        queued_seconds=0.0,
+        seconds=0.0,
+        first_token_seconds=None,
+        memory_seconds=None,
+        forced_tokens=0,
     )
 
 
