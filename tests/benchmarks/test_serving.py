@@ -30,8 +30,9 @@ def _run(*options: str) -> str:
 def test_as_json():
     result = json.loads(_run("--json"))
     assert [row["batch"] for row in result["throughput"]] == [1, 3]
-    for row in (*result["throughput"], result["first token"], result["pauses"]):
+    for row in (*result["throughput"], result["first token"]):
         assert all(value > 0 for value in row.values())
+    assert all(value >= 0 for value in result["pauses"].values())  # a short answer may come in one piece
 
 
 def test_as_a_table():
