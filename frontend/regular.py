@@ -6,6 +6,7 @@ text, its longest, the characters that it may begin and end with.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ramet.frontend import charsets
@@ -77,13 +78,27 @@ def prune(node: Node) -> Node | None:
             return None if node.low else EMPTY
         return Times(inner, node.low, node.high)
     if isinstance(node, Union):
-        kept = tuple(item for item in map(prune, node.items) if item is not None)
+        kept = _flat(item for item in map(prune, node.items) if item is not None)
         return (kept[0] if len(kept) == 1 else Union(kept)) if kept else None
     if isinstance(node, Cat):
         parts = [prune(item) for item in node.items]
         present = tuple(part for part in parts if part is not None)
         return Cat(present) if len(present) == len(parts) else None
     return node
+
+
+def _flat(items: Iterable[Node]) -> tuple[Node, ...]:
+    """Alternatives without alternatives among them, each once, and at most one set of characters: grammar engines have
+    been seen to fail on unions of unions of overlapping sets."""
+    kept: dict[Node, None] = {}
+    chars: Ranges = ()
+    for item in items:
+        for one in item.items if isinstance(item, Union) else (item,):
+            if isinstance(one, Chars):
+                chars = charsets.union(chars, one.ranges)
+            else:
+                kept[one] = None
+    return (*((Chars(chars),) if chars else ()), *kept)
 
 
 def nullable(node: Node) -> bool:

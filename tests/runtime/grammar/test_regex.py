@@ -117,6 +117,7 @@ def test_random_patterns(pattern: str, texts: list[str], data: st.DataObject | N
 @given(_ANCHORED, st.lists(st.text(st.sampled_from(_TEXTS), max_size=4), max_size=20))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @example(r"^a$\n", ["a\n", "a"])
+@example(r"(?:\w|(?:\w|[^\W\d]))", ["a", "7", "-"])
 @example(r"(?:\b)(?:\B)?", [])
 @example(r"\B", [])
 def test_random_patterns_with_anchors(pattern: str, texts: list[str]) -> None:
