@@ -91,6 +91,11 @@ class Draw {
         for (int64_t i = 0; i < spans_ * kSpan; i += 32) {
             const int64_t count = most<int64_t>(0, least<int64_t>(32, vocab_ - i));
             const uint32_t bits = count == 0 ? 0u : allowed ? allowed[i / 32] : ~0u;
+            if (count == 32) {
+                store(s_.row + i, pick(load(from + i), bits, -INFINITY));
+                store(s_.row + i + 16, pick(load(from + i + 16), bits >> 16, -INFINITY));
+                continue;
+            }
             for (int64_t j = 0; j < count; j++) s_.row[i + j] = bits >> j & 1u ? from[i + j] : -INFINITY;
             for (int64_t j = count; j < 32; j++) s_.row[i + j] = -INFINITY;
         }

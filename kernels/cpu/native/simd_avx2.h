@@ -74,6 +74,12 @@ inline Vec keep(Vec a, int64_t first, int64_t last, float other) {
     const __m256 rest = _mm256_set1_ps(other);
     return {_mm256_blendv_ps(rest, a.lo, inside(low)), _mm256_blendv_ps(rest, a.hi, inside(high))};
 }
+inline __m256 pick8(__m256 a, uint32_t bits, float other) {
+    const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lanes), lanes);
+    return _mm256_blendv_ps(_mm256_set1_ps(other), a, _mm256_castsi256_ps(set));
+}
+inline Vec pick(Vec a, uint32_t bits, float other) { return {pick8(a.lo, bits, other), pick8(a.hi, bits >> 8, other)}; }
 inline float sum(Vec a) {
     const __m256 eight = _mm256_add_ps(a.lo, a.hi);
     const __m128 quad = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

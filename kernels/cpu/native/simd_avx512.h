@@ -46,6 +46,10 @@ inline Vec keep(Vec a, int64_t first, int64_t last, float other) {
     const auto below = [](int64_t n) { return n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1u; };
     return _mm512_mask_mov_ps(set(other), static_cast<__mmask16>(below(last) & ~below(first)), a);
 }
+// Lanes whose bit is set, `other` elsewhere.
+inline Vec pick(Vec a, uint32_t bits, float other) {
+    return _mm512_mask_mov_ps(set(other), static_cast<__mmask16>(bits), a);
+}
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a); }
 inline float top(Vec a) { return _mm512_reduce_max_ps(a); }
 inline Vec round(Vec a) { return _mm512_roundscale_ps(a, 0); }

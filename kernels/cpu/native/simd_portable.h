@@ -93,6 +93,11 @@ inline Vec keep(Vec a, int64_t first, int64_t last, float other) {
     RAMET_LANES a.v[i] = i >= first && i < last ? a.v[i] : other;
     return a;
 }
+// Lanes whose bit is set, `other` elsewhere.
+inline Vec pick(Vec a, uint32_t bits, float other) {
+    RAMET_LANES a.v[i] = bits >> i & 1u ? a.v[i] : other;
+    return a;
+}
 // Halves are added, then halves of the sums: the order of every level.
 inline float sum(Vec a) {
     for (int half = 8; half; half /= 2)
