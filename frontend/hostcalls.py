@@ -11,6 +11,7 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from ramet.frontend.entries import Seq
@@ -35,9 +36,7 @@ def call_host(
     if not callable(fn):
         raise ConstraintError(f"{fn!r} cannot be called: give a function", where=where)
     future: Future[Any] = Future()
-
-    def tool_error(error: BaseException) -> ToolError:
-        return _tool_error(name, error, where, seq.path)
+    tool_error = partial(_tool_error, name, where=where, branch=seq.path)
 
     def run_sync() -> None:
         begun.append(time.monotonic())
