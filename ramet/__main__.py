@@ -31,7 +31,9 @@ Temperature = Annotated[float | None, typer.Option(min=0.0, help="0 is greedy; l
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Of each answer, at most; left out: until it ends.")]
 ApiKey = Annotated[str, typer.Option(help="For a server; rather set $RAMET_API_KEY or $OPENAI_API_KEY.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 is one per core.")]
-Dtype = Annotated[str, typer.Option(help="Of the weights: auto (on a CPU what the file has), int8, int4, bfloat16, float32.")]
+Dtype = Annotated[
+    str, typer.Option(help="Of the weights: auto (on a CPU: the file's own), int8, int4, bfloat16, float32.")
+]
 
 
 @contextmanager
