@@ -2,7 +2,9 @@
 #   make demo    a multi-call program on a real language model, with the savings measured
 #   make test    the whole test suite (without tests marked nightly or gpu)
 #   make kernels the GPU kernels without a GPU: in Triton's interpreter, and compiled for sm_90
+#   make sim     10^6 simulated steps with injected faults, 10^5 rounds of the prefix cache; a failure is a command
 #   make clients other people's clients (openai, anthropic, ollama, langchain, sglang, ...) against the server
+#   make fuzz    damaged weights, plans and programs with fresh seeds; the native kernels on random shapes, sanitized
 #   make check   ruff, ruff format, mypy --strict
 #   make bench   the first table: step time, tokens/s, the demo's ratio
 # ARGS passes options on (make test ARGS="-k radix"); PYTHON names the interpreter that makes .venv.
@@ -18,7 +20,7 @@ export PYTHONSAFEPATH := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kernels clients nightly check bench types clean
+.PHONY: help setup demo test kernels sim clients nightly fuzz check bench types clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,12 +40,20 @@ kernels: setup  # interpreter, table of registers, shared memory and spills, the
 	@$(RUN) -m ramet.kernels.triton.aot
 	@$(RUN) -m pytest -q -m aot tests/kernels/triton $(ARGS)
 
+# Two processes, about ten minutes of two cores; ARGS="--steps 50000" for fewer, "--seed" for other seeds.
+sim: setup
+	@$(RUN) tests/sim/sim.py $(ARGS)
+
 # Other people's clients, each in a virtual environment of its own, against a server process.
 clients: setup
 	@$(RUN) -m pytest -q -m "clients and not nightly" tests/clients tests/server $(ARGS)
 
 nightly: setup
 	@$(RUN) -m pytest -q -m "nightly" $(ARGS)
+
+# Seeds are printed; a finding names its seed and number, with which the same input is made again.
+fuzz: setup
+	@$(RUN) -m pytest -q -s -m nightly tests/runtime/models/test_gguf_fuzz.py tests/server/test_program_fuzz.py tests/kernels/cpu/test_native_sanitized.py $(ARGS)
 
 check: setup types
 	@$(RUN) -m ruff check .

@@ -42,10 +42,11 @@ def words(seed: str, count: int) -> str:
 
 
 @rt.function
-def agent(s: rt.State, number: str, turns: int, session: int, slowest: float) -> str:
-    """A session's text, then turns of an act and a tool."""
+def agent(s: rt.State, number: str, turns: int, session: int, slowest: float, reads: bool = True) -> str:
+    """A session's text, then turns of an act and a tool that takes it. Python `reads` each act before it goes on; else
+    the engine has the whole program at once, with places for what the tools will say."""
 
-    def tool(turn: int) -> str:
+    def tool(turn: int, act: str) -> str:
         rng = random.Random(f"{number} {turn}")
         time.sleep(rng.uniform(slowest / 6, slowest))
         return words(f"{number} {turn}", rng.randint(6, 16))
@@ -54,23 +55,31 @@ def agent(s: rt.State, number: str, turns: int, session: int, slowest: float) ->
     for turn in range(turns):
         s += "Act:"
         act = s.gen(name=f"act{turn}", max_tokens=ACT, ignore_eos=True, temperature=0)
-        act.get()
+        if reads:
+            act.get()
         if turn + 1 < turns:
             s += "\nResult: "
-            s += s.call(tool, turn)
+            s += s.call(tool, turn, act)
             s += "\n"
     return s.text()
 
 
 def pressure(
-    engine: rt.Engine, *, agents: int = 12, turns: int = 6, session: int = 280, slowest: float = 0.3, label: str = ""
+    engine: rt.Engine,
+    *,
+    agents: int = 12,
+    turns: int = 6,
+    session: int = 280,
+    slowest: float = 0.3,
+    reads: bool = True,
+    label: str = "",
 ) -> Round:
-    """One round of agents at once on an engine; `slowest`: seconds of a tool at most. Rounds of another `label` have
-    other texts."""
+    """One round of agents at once on an engine; `slowest`: seconds of a tool at most; `reads`: see `agent`. Rounds of
+    another `label` have other texts."""
 
     def one(number: int) -> tuple[int, float]:
         began = time.perf_counter()
-        run = agent.using(backend=engine)(f"{label}{number}", turns, session, slowest)
+        run = agent.using(backend=engine)(f"{label}{number}", turns, session, slowest, reads)
         run.result()
         return run.usage.computed_tokens, time.perf_counter() - began
 
@@ -104,9 +113,11 @@ def main() -> None:
     parser.add_argument("--slowest", type=float, default=0.3, help="seconds of a tool, at most")
     parser.add_argument("--share", type=float, default=0.45, help="of the sum of the agents' peaks: the KV pool")
     parser.add_argument("--threads", type=int, default=0, help="of the engine; 0 is one per core")
+    parser.add_argument("--unread", action="store_true", help="no act is read: the engine knows all turns at once")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     sizes = {name: getattr(options, name) for name in ("agents", "turns", "session", "slowest")}
+    sizes["reads"] = not options.unread
     rows = compare(options.model, share=options.share, sizes=sizes, engine={"threads": options.threads})
     if options.json:
         print(json.dumps(rows, indent=2))

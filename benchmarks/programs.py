@@ -59,6 +59,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=0, help="of each engine; 0 is one per core")
     parser.add_argument("--check", action="store_true", help="counts alone; the exit status is 1 when a gate is broken")
+    parser.add_argument("--estimates", action="store_true", help="what plans expect of runs, and what those cost")
     parser.add_argument("--prepare", action="store_true", help="compile llama.cpp's server, measure nothing")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--quiet", action="store_true", help="say nothing on the way")
@@ -124,6 +125,20 @@ def measured(options: argparse.Namespace) -> Report:
     return report
 
 
+def estimated(options: argparse.Namespace) -> int:
+    """What plans expect, beside what runs cost. The exit status: 1 when the median error is too large."""
+    from programs_parts import estimates
+    from programs_parts.catalog import WORKLOADS
+    from programs_parts.places import ROOM, Places, Setting
+
+    setting = Setting(options.model, options.dtype, options.threads, True, ROOM * options.scale, pace=PACE)
+    with Places(setting) as places:
+        found = [estimates.guessed(places, each, options.scale) for each in WORKLOADS if each.label in options.only]
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+    console.print(estimates.table(found))
+    return int(estimates.overall(found) > estimates.MOST)
+
+
 def _machine() -> str:
     from cpu import processor
 
@@ -176,6 +191,8 @@ def main() -> int:
                 print(f"benchmarks/programs.py: {error}", file=sys.stderr)
                 return 1
             return 0
+        if options.estimates:
+            return estimated(options)
         report = measured(options)
     except (EngineError, ModelError) as error:
         print(f"benchmarks/programs.py: {error}", file=sys.stderr)

@@ -4,8 +4,8 @@ Steps are counts: the batches that one program took part in, at temperature 0. "
 forced text several tokens at a time and gives the same tokens, "canonical" appends it. The masks are those of all
 places of ordinary texts (40 schemas that people wrote, one of 20 fields, and what was generated here), timed one by one
 and by the step (structured_parts/masks.py); compilations are timed from outside, each schema a new one,
-by a process that is warm. The load compares sequences that a grammar holds to some characters (there is nothing to
-jump over) with unconstrained ones of the same length, in turns.
+by a process that is warm. The load compares sequences that a grammar holds to some characters, or to JSON, without
+any jump, with unconstrained ones of the same length, in turns.
 """
 
 from __future__ import annotations
@@ -106,7 +106,6 @@ CASES: dict[str, tuple[str, ir.Constraint | None, int]] = {
     ),
     "free chat": ("Tell me about rivers.", None, 64),
 }
-LOAD = ir.Regex(r"[a-zA-Z0-9 ,.;:!?()'\n-]{0,4000}")  # there is a choice at every place, and end tokens are ignored
 
 
 @dataclass(slots=True)
@@ -200,23 +199,39 @@ def compilations(compiler: Compiler, count: int) -> dict[str, float]:
     return {"schemas": count, "p50 ms": statistics.median(spent), "max ms": max(spent)}
 
 
-def load(engine: rt.Engine, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
-    """Tokens per second of a batch of long strings, and of as much free text, in turns."""
-    rates: dict[bool, list[float]] = {True: [], False: []}
+def loads(tokens: int) -> dict[str, ir.Constraint | None]:
+    """What the load is held to: there is a choice at nearly every place, end tokens are ignored, and no text can be
+    complete before it has so many tokens, or nearly."""
+    strings = {"type": "array", "items": {"type": "string"}, "minItems": tokens // 4}
+    return {
+        "free": None,
+        "regex": ir.Regex(r"[a-zA-Z0-9 ,.;:!?()'\n-]{0,4000}"),
+        "JSON": ir.JsonSchema(json.dumps(strings)),
+    }
+
+
+def load(engine: rt.Engine, batch: int, tokens: int, repeats: int) -> list[dict[str, Any]]:
+    """Tokens per second of a batch of sequences of each of `loads`, every token decoded, in turns, each turn beginning
+    with another; no prompt is asked twice, so nobody finds another's in the cache."""
+    constraints = loads(tokens)
+    rates: dict[str, list[float]] = {name: [] for name in constraints}
     for turn in range(-1, repeats):
-        for constrained in (True, False):
+        names = [list(constraints)[(k + turn) % len(constraints)] for k in range(len(constraints))]
+        for name in names:
             sampling = ir.Sampling(temperature=1.0, max_tokens=tokens, ignore_eos=True, seed=turn + 1)
             start = time.perf_counter()
             running = [
-                begin(engine, f"{turn} {k} Say a lot.", LOAD if constrained else None, sampling, "canonical")
+                begin(engine, f"{k} {turn} {name}: say a lot.", constraints[name], sampling, "off")
                 for k in range(batch)
             ]
             made = sum(outcome.wait()[0].meta.completion_tokens for outcome in running)
             if turn >= 0:  # the first turn warms up
-                rates[constrained].append(made / (time.perf_counter() - start))
-    ratio = statistics.median(a / b for a, b in zip(rates[True], rates[False], strict=True))
-    free, held = (statistics.median(rates[each]) for each in (False, True))
-    return {"batch": batch, "free tok/s": free, "constrained tok/s": held, "constrained / free": ratio}
+                rates[name].append(made / (time.perf_counter() - start))
+    found = []
+    for name, rate in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(rate, rates["free"], strict=True))
+        found.append({"load": name, "batch": batch, "tok/s": statistics.median(rate), "of free": ratio})
+    return found
 
 
 # -- output
@@ -240,8 +255,8 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--threads", type=int, default=0, help="of the engine; 0 is one per core")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=48, help="of each sequence of the load")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=96, help="of each sequence of the load")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--schemas", type=int, default=40)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from ramet.frontend.backends.base import Backend, Deliver, Session
 from ramet.frontend.course import Course
 from ramet.frontend.errors import RametError
-from ramet.frontend.ir import AnyOp, Close, Ended, Event, Header, Usage
+from ramet.frontend.ir import AnyOp, Close, Ended, Event, Header, Put, Usage
 
 
 class Ahead:
@@ -73,6 +73,8 @@ class _Session:
         with self._lock:
             rest: list[AnyOp] = []
             for op in ops:
+                if isinstance(op, Put) and op.due and op.id in self._ahead:
+                    continue  # its value has gone already
                 sent = self._ahead.pop(op.id, None)
                 if sent is None:
                     self._off = self._off or not isinstance(op, Close)

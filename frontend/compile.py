@@ -11,19 +11,21 @@ from __future__ import annotations
 import contextvars
 import heapq
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ramet.frontend.core import Core
+import msgspec
+
+from ramet.frontend.endless import Lines, watched
 from ramet.frontend.host import enter_backend, inside_async_body
 from ramet.frontend.parameters import Opened
 from ramet.frontend.planned import Break, Decision, Document, Node, Read, Return, Step
 from ramet.frontend.probes import Probe
 from ramet.frontend.returned import Types, returned
 from ramet.frontend.state import State
-from ramet.frontend.tracing import Choice, Found, Nowhere, Stop, Trace, TraceExecution
+from ramet.frontend.traced import Nowhere, TraceCore, TraceExecution
+from ramet.frontend.tracing import Choice, Found, Shared, Stop, Trace
 from ramet.frontend.users import foreign, line_of
 from ramet.frontend.watch import Watch, constants
 
@@ -68,18 +70,19 @@ class Compiled:
 
 
 def compiled(job: Job) -> Compiled:
-    """Trace all paths, in a thread of their own, and merge them."""
+    """Trace all paths, in a thread of their own, and merge them. Raises `PlanError` for a body that hangs."""
     results: list[Compiled | BaseException] = []
+
+    explorer = _Explorer(job)
+    context = contextvars.copy_context()
 
     def work() -> None:
         try:
-            results.append(_Explorer(job).explore())
+            results.append(context.run(explorer.explore))
         except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
             results.append(error)
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name=f"ramet-compile-{job.name}")
-    thread.start()
-    thread.join()
+    watched(job.name, work, explorer.progress, lambda: explorer.lines)
     [result] = results
     if isinstance(result, BaseException):
         raise result
@@ -93,6 +96,13 @@ class _Explorer:
         self._job = job
         self._codes: set[Any] = {job.code}
         self._types: Types = {}
+        self._shared = Shared()
+        self._traces = 0
+        self.lines = Lines(Trace(Probe()))  # of the trace under way
+
+    def progress(self) -> tuple[int, int]:
+        """How far it has come: traces begun, and the moves of the latest. For any thread."""
+        return self._traces, self.lines.trace.moves
 
     def explore(self) -> Compiled:
         """See `compiled`."""
@@ -129,35 +139,49 @@ class _Explorer:
         return Path(found, end, first.readers)
 
     def _trace(self, probe: Probe, script: Sequence[int]) -> Trace:
-        trace = Trace(probe, script, self._job.max_paths)
+        if self.lines.given_up:
+            raise Stop
+        trace = Trace(probe, script, self._job.max_paths, self._shared)
+        self.lines = Lines(trace)
+        self._traces += 1
         context = contextvars.copy_context()
         context.run(self._run, trace)
+        if isinstance(trace.end, Break):
+            trace.end = msgspec.structs.replace(trace.end, reason=trace.readable(trace.end.reason))
         return trace
 
     def _run(self, trace: Trace) -> None:
         job = self._job
         execution = TraceExecution(job.name, trace)
         enter_backend(Nowhere(trace, opened=True))
-        state = State(Core(execution, execution.record.root, job.sampling))
+        state = State(TraceCore(execution, execution.record.root, job.sampling))
         watch = Watch(trace, job.code, self._codes)
-        before = sys.getprofile()
+        before, tracer = sys.getprofile(), sys.gettrace()
         try:
             arguments = {**job.static, **{each.name: each.symbol(trace, job.where) for each in job.opened}}
-            sys.setprofile(watch)
+            trace.unwatched.start(watch, self.lines if tracer is None else None)  # a debugger keeps its place
             value = job.call(state, arguments)
             if job.is_async:
                 value = _driven(value, trace)
-            sys.setprofile(None)
+            self._unwatch(trace, None, tracer)
             execution.body_returned(None)
             if trace.end is None:
                 trace.end = Return(returned(value, trace, self._types), watch.returned or job.where)
         except Stop:
             pass
         except BaseException as error:  # noqa: BLE001 - a body may raise whatever it likes: that is how the path ends
-            sys.setprofile(None)
+            self._unwatch(trace, None, tracer)
             _raised(error, trace, job.where)
         finally:
-            sys.setprofile(before)
+            self._unwatch(trace, before, tracer)
+            if isinstance(trace.end, Break) and not trace.end.where:  # it has returned
+                trace.end = msgspec.structs.replace(trace.end, where=watch.returned or job.where)
+
+    @staticmethod
+    def _unwatch(trace: Trace, profiler: Any, tracer: Any) -> None:
+        sys.setprofile(profiler)
+        sys.settrace(tracer)
+        trace.unwatched.watch = None
 
     def _merged(self, paths: Sequence[Path], truncated: bool) -> Compiled:
         nodes: list[Node | None] = [None]
@@ -273,7 +297,16 @@ def _raised(error: BaseException, trace: Trace, where: str) -> None:
         if not name.startswith(("ramet.frontend", "ramet.runtime")) and not foreign(step.tb_frame.f_code.co_filename):
             where = line_of(step.tb_frame).rpartition(":")[0] + f":{step.tb_lineno}"
         step = step.tb_next
-    trace.end = Break("raises", f"the body raises {type(error).__name__}: {_short(str(error))}", where)
+    said = _short(trace.readable(_message(error)))
+    trace.end = Break("raises", f"the body raises {type(error).__name__}: {said}", where)
+
+
+def _message(error: BaseException) -> str:
+    """What an error says; of one that quotes symbols, which only a run could, what it was made from."""
+    try:
+        return str.__str__(str(error))
+    except BaseException:  # noqa: BLE001 - also a body's own __str__ may raise, or look
+        return ", ".join(str.__str__(each) if isinstance(each, str) else type(each).__name__ for each in error.args)
 
 
 def _short(value: object) -> str:

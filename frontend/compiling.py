@@ -31,6 +31,10 @@ def compile_program(program: Program[..., Any], max_paths: int, static: Mapping[
             "and look at estimate().generated_max",
             where=where,
         )
+    if "journal" in program._options or "resume" in program._options:
+        raise ConstraintError(
+            "journal: runs of a plan are not recorded; compile the program without, or call it itself", where=where
+        )
     signature = program._signature
     unknown = [name for name in static if name not in signature.parameters]
     if unknown:

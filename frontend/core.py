@@ -15,7 +15,8 @@ from ramet.frontend.entries import Entry, Seq
 from ramet.frontend.errors import ConstraintError, StateError
 from ramet.frontend.execution import Execution
 from ramet.frontend.ir import Role, Select, SelectMethod, Tool
-from ramet.frontend.options import build
+from ramet.frontend.options import build, checked
+from ramet.frontend.sampling import Sampling
 from ramet.frontend.values import Value, listed
 
 
@@ -68,6 +69,14 @@ class Core:
             found = self.known[type_, given] = wanted(type_, arguments, where)
         return found
 
+    def checked(self, options: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """See `options.checked`."""
+        return checked(options, where)
+
+    def sampling(self, options: Mapping[str, Any], where: str) -> Sampling:
+        """See `options.build`."""
+        return build(self.defaults, options, where)
+
     def gen(
         self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str, want: Wanted
     ) -> Value[Any]:
@@ -83,10 +92,10 @@ class Core:
     def _sampled(
         self, name: str | None, options: Mapping[str, Any], timeout: float | None, where: str, want: Wanted
     ) -> Value[Any]:
-        sampling = build(self.defaults, options, where)
+        sampling = self.sampling(options, where)
         if want.stop:
             stop = tuple(dict.fromkeys((*sampling.stop, *want.stop)))
-            sampling = build(self.defaults, {**options, "stop": stop}, where)
+            sampling = self.sampling({**options, "stop": stop}, where)
         entry = self.execution.add_gen(self.seq, name or "", sampling, where, want.constraint, want.jump)
         return self._read(name, entry, want, timeout, where)
 
@@ -151,7 +160,7 @@ class Core:
     def child_cores(self, items: Sequence[object], where: str) -> list[Core]:
         """Record a fork; the cores of its branches."""
         seqs = self.execution.fork(self.seq, list(items), where)
-        return [Core(self.execution, seq, self.defaults, self) for seq in seqs]
+        return [type(self)(self.execution, seq, self.defaults, self) for seq in seqs]
 
     def move_to(self, seq: Seq) -> None:
         """Go on on `seq`; the sequence so far is closed."""

@@ -56,7 +56,14 @@ class Entry:
     )
 
     def __init__(
-        self, op_id: str, seq: Seq, kind: Kind, where: str, var: str = "", refs: tuple[Entry, ...] = ()
+        self,
+        op_id: str,
+        seq: Seq,
+        kind: Kind,
+        where: str,
+        var: str = "",
+        refs: tuple[Entry, ...] = (),
+        future: Future[str] | None = None,
     ) -> None:
         self.id = op_id
         self.seq = seq
@@ -67,7 +74,7 @@ class Entry:
         self.op: AnyOp | None = None
         self.pieces: list[str | Entry] = []
         self.complete = kind in ("fork", "put", "close")
-        self.future: Future[str] = Future()
+        self.future: Future[str] = Future() if future is None else future
         self.meta: Meta | None = None
         self.status: Literal["recorded", "running", "done", "failed"] = "recorded"
         self.error: BaseException | None = None

@@ -31,6 +31,18 @@ class PlanError(RametError):
     break where there is no Python to go on."""
 
 
+class JournalError(RametError):
+    """A journal cannot be opened, read or written (a corrupt or foreign file, no room, a lock), or has no such run."""
+
+
+class JournalMismatch(JournalError):
+    """A run cannot be resumed as asked: something is not what the journal says. The message says what."""
+
+
+class JournalHeld(JournalError):
+    """The run is under way already, in this process or in another."""
+
+
 class ProgramError(RametError):
     """Something in a user's program went wrong.
 
@@ -125,6 +137,14 @@ class TruncatedError(ParseError):
 
 class ToolError(ProgramError):
     """A host function called through `State.call` raised; `__cause__` is its exception."""
+
+
+class UncertainToolCall(ProgramError):
+    """A resumed run comes to a host call that had begun, and of which nobody knows whether it was carried out. `op` is
+    its path, `key` the idempotency key that it was given."""
+
+    op = ""
+    key = ""
 
 
 class BudgetExceeded(ProgramError):

@@ -7,7 +7,7 @@ seen at the same call (a quarter of a token per character, before anything was).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 import msgspec
@@ -15,20 +15,37 @@ import msgspec
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.course import Course
 from ramet.frontend.errors import FAILURES, GenerationError
-from ramet.frontend.ir import ROOT, AnyOp, Close, Ended, Event, Finished, Gen, Header, Rendered, Role, Sampling, Text
+from ramet.frontend.ir import (
+    ROOT,
+    AnyOp,
+    Close,
+    Ended,
+    Event,
+    Finished,
+    Gen,
+    Header,
+    Rendered,
+    Role,
+    Sampling,
+    Text,
+    Usage,
+)
 from ramet.frontend.ir import Select as SelectOp
 from ramet.frontend.ir import Tools as ToolsOp
 from ramet.frontend.planned import Break, Decision, Document, Param, Part, Step, Use
 from ramet.frontend.walk import Lengths, Totals, site_of, walked
 
+_KEPT = 64  # runs whose work beyond a graph break is remembered
 _WORTH = 8  # tokens below which advice is not worth a line
 
 
 class Observed(Lengths, kw_only=True, forbid_unknown_fields=True):
-    """What runs of a plan have shown: lengths per call, outcomes per decision."""
+    """What runs of a plan have shown: lengths per call, outcomes per decision; per graph break what Python did behind
+    it: calls, prompt, shared and generated tokens of each run."""
 
     runs: int = 0
     outcomes: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
+    beyond: dict[str, list[tuple[int, int, int, int]]] = msgspec.field(default_factory=dict)
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -36,7 +53,8 @@ class Estimate(msgspec.Struct, frozen=True):
     them; `shared`: those of them that another call of the run has computed; `generated`; `generated_max`: if every call
     ran to its max_tokens (None: no limit); `peak_kv`: tokens of KV if nothing were freed before the end;
     `critical_path`: decode steps, if everything that can overlap does; `width`: calls at a time. `learned`: runs it
-    knows; `complete`: no path that may be taken ends in a graph break, after which nothing is known."""
+    knows; `complete`: no path that may be taken ends in a graph break, after which only what earlier runs did is known,
+    and nothing of their steps, width and limits."""
 
     calls: float
     prompt: int
@@ -85,7 +103,22 @@ def observe(observed: Observed, document: Document, course: Course, events: Sequ
             counts = observed.outcomes.setdefault(end.where, {})
             counts[text] = counts.get(text, 0) + 1
     _learn(observed, document, course, finished)
+    if isinstance(course.end, Break):
+        usage = next((event.usage for event in events if isinstance(event, Ended)), Usage())
+        _look_beyond(observed, course.end, usage, finished.values())
     observed.runs += 1
+
+
+def _look_beyond(observed: Observed, end: Break, usage: Usage, inside: Iterable[Finished]) -> None:
+    """What a run did where the plan knows nothing: all that it did, without what the plan knows. Calls that were cut
+    off count as far as they came."""
+    metas = [event.meta for event in inside]
+    prompt = usage.prompt_tokens - sum(meta.prompt_tokens for meta in metas)
+    shared = usage.cached_tokens - sum(meta.cached_tokens for meta in metas)
+    made = usage.generated_tokens - sum(meta.completion_tokens for meta in metas)
+    kept = observed.beyond.setdefault(end.where, [])
+    kept.append((max(usage.calls - len(metas), 0), max(prompt, 0), max(shared, 0), max(made, 0)))
+    del kept[:-_KEPT]
 
 
 def _learn(observed: Observed, document: Document, course: Course, finished: Mapping[str, Finished]) -> None:
@@ -113,8 +146,11 @@ def estimated(document: Document, texts: Mapping[str, str], observed: Observed) 
     found: list[tuple[float, Totals]] = []
     complete = True
     for weight, path in _weighted(document, texts, observed):
-        found.append((weight, walked(texts, observed, document, path, {}, {}).totals()))
-        complete = complete and not isinstance(document.nodes[path[-1]].end, Break)
+        totals, end = walked(texts, observed, document, path, {}, {}).totals(), document.nodes[path[-1]].end
+        if isinstance(end, Break):
+            _go_beyond(totals, observed.beyond.get(end.where, ()))
+        found.append((weight, totals))
+        complete = complete and not isinstance(end, Break)
     limits = [totals.generated_max for _, totals in found]
     return Estimate(
         calls=sum(weight * totals.calls for weight, totals in found),
@@ -128,6 +164,18 @@ def estimated(document: Document, texts: Mapping[str, str], observed: Observed) 
         learned=observed.runs,
         complete=complete,
     )
+
+
+def _go_beyond(totals: Totals, seen: Sequence[tuple[int, int, int, int]]) -> None:
+    """Add what runs did behind a graph break, in the mean."""
+    if not seen:
+        return
+    calls, prompt, shared, generated = (sum(each) / len(seen) for each in zip(*seen, strict=True))
+    totals.calls += round(calls)
+    totals.prompt += prompt
+    totals.shared += shared
+    totals.generated += generated
+    totals.resident += prompt + generated - shared
 
 
 def _weighted(

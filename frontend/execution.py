@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.constraints import Wanted, read_text
@@ -44,12 +44,17 @@ from ramet.frontend.record import Record, complete
 from ramet.frontend.waiting import Bell, chain
 from ramet.frontend.where import users_frames
 
+if TYPE_CHECKING:
+    from ramet.frontend.journal_run import Scope
+
 
 class Execution:
     """A program while it runs, and its record afterwards. `outcome` is done with the body's return value or error,
     once the body has ended and the backend has answered everything."""
 
-    def __init__(self, name: str, header: Header, backend: Backend, budget: int | None = None) -> None:
+    def __init__(
+        self, name: str, header: Header, backend: Backend, budget: int | None = None, journal: Scope | None = None
+    ) -> None:
         self.name = name
         self.header = header
         self.record = Record(name, budget)
@@ -63,7 +68,10 @@ class Execution:
         self._trace: TracebackType | None = None  # of the error that left the body
         self._ending = False
         self.outbox = Outbox(self._lock, self.record, self._lost, self._drain)
-        self.outbox.session = backend.open(header, self.deliver)
+        self.journal = journal  # where the run is recorded, if it is
+        if journal is not None:
+            journal.attach(self)
+        self.outbox.session = (journal or backend).open(header, self.deliver)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -299,6 +307,13 @@ class Execution:
         if self._body is not None and not self._body[0] and (cause is None or cause is self._body[1]):
             return cast(BaseException, self._body[1])
         return cause if cause is not None else self.record.unread_failure()
+
+    def verdict(self) -> tuple[Any, BaseException | None, bool]:
+        """How the program ends, once the backend has nothing more to say: the body's value, the error, and whether the
+        body has ended."""
+        with self._locked():
+            value = self._body[1] if self._body is not None and self._body[0] else None
+            return value, self._final_error(), self._body is not None
 
     def raise_error(self, error: BaseException) -> NoReturn:
         """Raise the outcome's error. It may be raised many times: each begins with the traceback of the body alone."""

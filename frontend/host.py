@@ -1,8 +1,9 @@
 """What all programs of this process share: the one place of process-wide state of the language.
 
-In: coroutines, timers and host functions of programs. Out: they run. Three things live here, each made on first use:
+In: coroutines, timers and host functions of programs. Out: they run. Four things live here, each made on first use:
 the background event loop (one daemon thread: async bodies called outside any loop, timers), the pools of worker
-threads that run host functions, and the backend of SGLang's `set_default_backend`. `using` is a context variable.
+threads that run host functions, the backend of SGLang's `set_default_backend`, and the open journals. `using` is a
+context variable.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Host:
         self._thread: threading.Thread | None = None
         self._pools: dict[int, ThreadPoolExecutor] = {}
         self.default_backend: Backend | None = None
+        self.sharing = threading.RLock()  # held while `shared` changes
+        self.shared: dict[str, object] = {}  # open journals, by their paths: a file has one writer in a process
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """The background event loop, running in its own daemon thread (started again in a forked child)."""

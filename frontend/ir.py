@@ -20,7 +20,7 @@ from ramet.frontend.sampling import MAX_N as MAX_N
 from ramet.frontend.sampling import MAX_STOP_CHARS as MAX_STOP_CHARS
 from ramet.frontend.sampling import MAX_STOPS as MAX_STOPS
 from ramet.frontend.sampling import Sampling as Sampling
-from ramet.frontend.sampling import bounded
+from ramet.frontend.sampling import bounded, refuse
 
 ROOT = "0"
 SelectMethod = Literal["token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized"]
@@ -181,10 +181,21 @@ class Join(Op, frozen=True, tag="join"):
 
 
 class Put(Op, frozen=True, tag="put"):
-    """A value that the client computed: a tool's result, a Python expression. Appends nothing by itself."""
+    """A value that the client computed: a tool's result, a Python expression. Appends nothing by itself.
+
+    With `due` it is still being computed: what refers to it waits, and a second Put of this id brings the value. One
+    that has `failed` says why there is none: what refers to it fails. `tokens` are those of the value, where they are
+    known: it is not tokenised then (a value that was generated need not be the tokens that its text would be)."""
 
     var: str
     value: str
+    due: bool = False
+    failed: str = ""
+    tokens: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (bool(self.value), self.due, bool(self.failed)).count(True) > 1:
+            refuse("due" if self.due else "failed", self.due or self.failed, "a Put has one of value, due, failed")
 
 
 class Close(Op, frozen=True, tag="close"):

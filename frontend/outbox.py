@@ -2,8 +2,9 @@
 
 In: recorded operations. Out: batches of them, in the order in which they were recorded. They go at the next read, at
 the end, or when nothing was recorded for 2 ms (50 ms after the first at the latest), so that what is recorded together
-(the branches of a fork) arrives together. An operation that refers to a value that this process still computes is held
-back, and what follows it on its sequence too; when the value fails, they fail here and are never sent.
+(the branches of a fork) arrives together. A value that this process still computes is announced before what refers to
+it, and sent when it is there: the backend has all text around it, and knows what will follow, while it is computed.
+When it fails, what refers to it fails here at once, and at the backend.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Outbox:
         self._ready: list[AnyOp] = []
         self._held: list[Entry] = []
         self._created = {ROOT}
+        self._due: set[str] = set()  # values that were announced
         self._armed = False  # a timer is on its way
         self._first = self._latest = 0.0  # when the ready operations were recorded
         self.session: Session | None = None
@@ -57,7 +59,7 @@ class Outbox:
         return bool(self._held)
 
     def queue(self, entry: Entry) -> None:
-        """Take a recorded operation; values of the host that it refers to travel before it."""
+        """Take a recorded operation; values of the host that it refers to travel, or are announced, before it."""
         for ref in entry.refs:
             if ref.kind == "put" and not ref.sent and ref not in self._held:
                 self._held.append(ref)
@@ -65,34 +67,30 @@ class Outbox:
         self.pump()
 
     def pump(self) -> None:
-        """Move everything that can go now from the held to the ready operations, in the order of recording."""
-        blocked: set[str] = set()
+        """Move everything that can go now from the held to the ready operations, in the order of recording: all but
+        values that are still being computed. Whatever refers to one of those goes behind its announcement."""
         held: list[Entry] = []
         for entry in self._held:
             root = self._dead_cause(entry)
             if root is not None:
                 self._bury(entry, root)
-            elif self._behind(entry, blocked) or not self._can_go(entry):
+            elif entry.kind == "put" and entry.status != "done":
                 held.append(entry)
-                if entry.kind != "put":
-                    blocked.add(entry.seq.path)
             else:
+                for ref in entry.refs:
+                    self._announce(ref)
                 self._go(entry)
         self._held = held
 
-    @staticmethod
-    def _behind(entry: Entry, blocked: set[str]) -> bool:
-        if isinstance(entry.op, Close) and entry.op.now:  # it stops its sequence, whatever waits there
-            return False
-        joined = entry.op.branches if isinstance(entry.op, Join) else ()
-        return entry.seq.path in blocked or any(path in blocked for path in joined)
+    def _announce(self, ref: Entry) -> None:
+        """Say that the value of `ref` will come, unless it has come, or was announced."""
+        if ref.kind == "put" and not ref.sent and ref.id not in self._due:
+            self._due.add(ref.id)
+            self._leave(self._put(ref, due=True))
 
-    def _can_go(self, entry: Entry) -> bool:
-        if entry.seq.path not in self._created:
-            return False
-        if entry.kind == "put":
-            return entry.status == "done"
-        return all(ref.sent for ref in entry.refs)
+    def _put(self, entry: Entry, value: str = "", *, due: bool = False, failed: str = "") -> Put:
+        seq = entry.seq.path if entry.seq.path in self._created else ROOT  # a branch that failed before it began
+        return Put(id=entry.id, seq=seq, var=entry.var, value=value, due=due, failed=failed)
 
     def _dead_cause(self, entry: Entry) -> Entry | None:
         if entry.kind == "put":
@@ -110,6 +108,7 @@ class Outbox:
 
     def _bury(self, entry: Entry, root: Entry) -> None:
         if entry.kind == "put":
+            self._withdraw(entry)
             return
         if isinstance(entry.op, Close):
             if entry.seq.path in self._created:
@@ -117,6 +116,20 @@ class Outbox:
             return
         self._kill(entry, root)
         self._record.poisoned(entry, root)
+
+    def _withdraw(self, put: Entry) -> None:
+        """An announced value will not come: what was sent in the hope of it fails here, and at the backend too."""
+        if put.id not in self._due:
+            return
+        self._due.discard(put.id)
+        self._leave(self._put(put, failed=str(put.error) or type(put.error).__name__))
+        for entry in self._record.entries.values():
+            open_or_text = entry.kind == "text" or entry.status in ("recorded", "running")
+            if entry.sent and open_or_text and entry.error is None and not isinstance(entry.op, Close):
+                root = self._dead_cause(entry)
+                if root is not None:
+                    entry.sent = False
+                    self._bury(entry, root)
 
     def _kill(self, entry: Entry, root: Entry) -> None:
         """Nothing later on its sequence can be carried out."""
@@ -130,7 +143,7 @@ class Outbox:
     def _go(self, entry: Entry) -> None:
         entry.sent = True
         if entry.kind == "put":
-            op: AnyOp = Put(id=entry.id, seq=entry.seq.path, var=entry.var, value=entry.value_text())
+            op: AnyOp = self._put(entry, entry.value_text())
         elif entry.kind == "text":
             parts = tuple(p if isinstance(p, str) else Ref(op=p.id) for p in merged(entry.pieces))
             if not parts:
@@ -141,6 +154,9 @@ class Outbox:
             op = entry.op
         if isinstance(op, Fork):
             self._created.update(op.into)
+        self._leave(op)
+
+    def _leave(self, op: AnyOp) -> None:
         self._latest = time.monotonic()
         if not self._ready:
             self._first = self._latest
@@ -214,11 +230,13 @@ class Outbox:
             entry.sent = False
             self._record.refused(entry, error.with_traceback(None))  # where the backend found it says nothing
             self._kill(entry, entry.root or entry)
+            if entry.kind == "put":
+                self._withdraw(entry)
 
     def _follows_refused(self, op: AnyOp) -> bool:
         """It depends on an operation that was refused: it fails too, and is not sent."""
         entry = self._record.entries.get(op.id)
-        if entry is None or isinstance(op, Close):
+        if entry is None or isinstance(op, Close) or (isinstance(op, Put) and op.failed):
             return False
         with self._lock:
             root = self._dead_cause(entry)

@@ -17,6 +17,7 @@ import msgspec
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.batch import Batch
+from ramet.frontend.callers import refuse_unrecorded
 from ramet.frontend.compile import Compiled
 from ramet.frontend.course import Course, broken
 from ramet.frontend.diagnostics import Diagnostic
@@ -57,6 +58,7 @@ class Plan:
     ) -> None:
         self._compiled = compiled
         self._start = start
+        self._raw: bytes | None = None
         self._settings = dict(settings or {})
         self._lock = threading.Lock()  # of what was observed: runs end in any thread
         self.observed = observed if observed is not None else Observed()
@@ -114,6 +116,7 @@ class Plan:
     def _run(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> PlanRun[Any] | Run[Any]:
+        refuse_unrecorded(f"the plan {self.name!r}")
         given = self.arguments(args, kwargs)
         texts = {p.name: text_of(p, given[p.name]) for p in self.params}
         merged = {**options, **{k: v for k, v in self._settings.items() if k not in options or k == "backend"}}
@@ -121,7 +124,9 @@ class Plan:
         course = Course(self.document, texts)
         if self.breaks:
             return self._ahead(course, given, backend, merged)
-        run: PlanRun[Any] = PlanRun(self.name, course, partial(self._result, given), backend, merged.get("seed"))
+        run: PlanRun[Any] = PlanRun(
+            self.name, course, partial(self._result, given), backend, merged.get("seed"), self._file
+        )
         run.future.add_done_callback(lambda done: self._learn(done, course, run.told))
         return run.start(merged.get("timeout"))
 
@@ -282,6 +287,12 @@ class Plan:
             return msgspec.convert(msgspec.to_builtins(self.observed), Observed)
 
     # --- keeping it ---
+
+    def _file(self) -> bytes:
+        """It as a file without what was observed: the same bytes for every run."""
+        if self._raw is None:
+            self._raw = written(self.document, Observed())
+        return self._raw
 
     def dumps(self) -> bytes:
         """It as JSON: data alone, with a version and a digest."""

@@ -54,7 +54,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 def written(document: Document, observed: Observed) -> bytes:
     """The file's bytes."""
     content = msgspec.to_builtins(_Content(document, observed), str_keys=True)
-    return msgspec.json.encode(_File(FORMAT, _version(), _digest(content), content))
+    return msgspec.json.encode(_File(FORMAT, version(), _digest(content), content))
 
 
 def read(raw: bytes) -> tuple[Document, Observed]:
@@ -75,8 +75,8 @@ def from_data(data: object, most: int = MOST_PATH) -> tuple[Document, Observed]:
         raise PlanError(f"this is no saved plan: {error}") from None
     if file.format != FORMAT:
         raise PlanError(f"format={file.format}: this version reads format {FORMAT}; compile the program again")
-    if file.ramet != _version():
-        raise PlanError(f"ramet={file.ramet!r:.40}: this is {_version()}; compile the program again")
+    if file.ramet != version():
+        raise PlanError(f"ramet={file.ramet!r:.40}: this is {version()}; compile the program again")
     try:
         if _digest(file.content) != file.digest:
             raise PlanError("digest: the content is not what was saved; compile the program again")
@@ -87,7 +87,8 @@ def from_data(data: object, most: int = MOST_PATH) -> tuple[Document, Observed]:
     return content.plan, content.observed
 
 
-def _version() -> str:
+def version() -> str:
+    """Of ramet: plans run where it is the same."""
     try:
         return metadata.version("ramet")
     except metadata.PackageNotFoundError:
@@ -149,7 +150,7 @@ class _Seen:
         op = step.op
         if op.id in self._ops or op.seq not in self._seqs:
             raise PlanError(f"steps: {op.id!r:.80} stands on no sequence that there is, or twice")
-        if (isinstance(op, Text) and op.parts) or (isinstance(op, Put) and op.value):
+        if (isinstance(op, Text) and op.parts) or (isinstance(op, Put) and (op.value or op.due or op.failed)):
             raise PlanError(f"steps: the text of {op.id!r:.80} belongs into `parts`")
         for part in step.needs():
             self.part(part)

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequen
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ramet.frontend.backends.base import Backend
+from ramet.frontend.backends.base import Backend, PlanBackend, Session
 from ramet.frontend.course import Course, broken
 from ramet.frontend.errors import FAILURES, Aborted, GenerationError, ProgramError, ProgramTimeout
 from ramet.frontend.host import HOST
@@ -30,11 +30,18 @@ R = TypeVar("R")
 
 class PlanRun(Generic[R]):
     """A plan that runs, and its record afterwards. `batches` counts how often operations were sent; `sent` are they:
-    when, which operation's event set them free ("": none), what. `times` says when each event came, `began` when the
-    run did (seconds of `time.monotonic`)."""
+    when, which operation's event set them free ("": none), what. To a backend that takes plans as a whole
+    (`plan` makes the file) nothing is sent: there it says what could go. `times` says when each event came, `began`
+    when the run did (seconds of `time.monotonic`)."""
 
     def __init__(
-        self, name: str, course: Course, make: Callable[[Course], R], backend: Backend, seed: int | None
+        self,
+        name: str,
+        course: Course,
+        make: Callable[[Course], R],
+        backend: Backend,
+        seed: int | None,
+        plan: Callable[[], bytes] | None = None,
     ) -> None:
         self.name = name
         self.seed = secrets.randbits(63) if seed is None else seed
@@ -52,7 +59,15 @@ class PlanRun(Generic[R]):
         self._ending = False
         self._usage = Usage()
         self._order = threading.RLock()  # one event at a time; a backend may deliver while it is being sent to
-        self._session = backend.open(Header(name=name, seed=self.seed), self._deliver)
+        self._session = self._opened(backend, plan)
+
+    def _opened(self, backend: Backend, plan: Callable[[], bytes] | None) -> Session:
+        header = Header(name=self.name, seed=self.seed)
+        if plan is not None and isinstance(backend, PlanBackend):
+            session = backend.submit(header, plan(), self.course.texts, self._deliver)
+            if session is not None:
+                return session
+        return backend.open(header, self._deliver)
 
     def start(self, timeout: float | None = None) -> PlanRun[R]:
         """Send everything that needs no value."""

@@ -8,7 +8,7 @@ records the same under both has not looked at them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ramet.frontend.planned import Param, Part, Use
 
@@ -16,6 +16,10 @@ _FIRST, _LAST = 0x100000, 0x10FDDF  # private use, plane 16: one character per t
 OPEN, MIDDLE, CLOSE = "\U0010fdf0", "\U0010fdf1", "\U0010fdf2"
 _DIGITS = "".join(chr(0x10FDE0 + digit) for digit in range(10))
 _MARKS = re.compile("[\U00100000-\U0010fdff]")
+_ESCAPED = re.compile(r"\\U(0010[0-9a-f]{4})")  # as repr() and JSON-like texts write one of them
+_LONG = re.compile(f"{OPEN}([{_DIGITS}]+){MIDDLE}.*?{CLOSE}", re.DOTALL)
+_TORN = re.compile(f"\\A[^{OPEN}]*?{CLOSE}|{OPEN}[^{CLOSE}]*\\Z")  # how much was cut away is not known
+_LEFT = re.compile("[\U00100000-\U0010fdff]+")
 _TO_MARK = str.maketrans("0123456789", _DIGITS)
 _FROM_MARK = str.maketrans(_DIGITS, "0123456789")
 _RICH = '  Yes, no. 42 -7.5\n1. First\n- second * "q" \'x\' {"a": [true, null]} <b>(c)</b> \u00c4\u00df 3/4; A|B=C\n\n'
@@ -70,6 +74,22 @@ class Probe:
             elif piece:
                 found.append(piece)
         return tuple(found)
+
+    def readable(self, text: str, name: Callable[[Param | Use], str]) -> str:
+        """A text that Python made of sentinels, for people: names in braces in place of arguments and values, also
+        where it was quoted, cut or changed."""
+
+        def named(found: re.Match[str]) -> str:
+            try:
+                return "{" + name(self._part(found[1])) + "}"
+            except (Altered, ValueError):
+                return "{...}"
+
+        plain = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), str.__str__(text))
+        plain = self._pattern.sub(named, plain)
+        if self._body is not None:
+            plain = _TORN.sub("{...}", _LONG.sub(named, plain))
+        return _LEFT.sub("{...}", plain)
 
     def names(self, text: str) -> str:
         """What a text stands for, as messages say it."""

@@ -9,10 +9,12 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.batch import Batch, lazily
+from ramet.frontend.callers import caller
 from ramet.frontend.errors import ConstraintError
 from ramet.frontend.host import check_backend, choose_backend
 from ramet.frontend.options import SAMPLING, checked, hint
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-RUN_OPTIONS = ("backend", "timeout", "seed", "budget", "stream")
+RUN_OPTIONS = ("backend", "timeout", "seed", "budget", "stream", "journal", "resume")
 _STATE_NAMES = ("s", "state")
 
 
@@ -54,9 +56,9 @@ class Program(Generic[P, R]):
         return self.run(*args, **kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Run[R]:
-        """Start the program; options (`backend`, `timeout`, `seed`, `budget`, `stream`, sampling defaults) may be
-        mixed in with its arguments. A name that is a parameter of the program is the program's. `stream` is accepted
-        for SGLang's sake: every run streams."""
+        """Start the program; options (`backend`, `timeout`, `seed`, `budget`, `journal`, `resume`, `stream`, sampling
+        defaults) may be mixed in with its arguments. A name that is a parameter of the program is the program's.
+        `stream` is accepted for SGLang's sake: every run streams."""
         where = user_line()
         own, options = self._split(kwargs)
         return self._start(args, own, _run_options(options, where))
@@ -94,6 +96,11 @@ class Program(Generic[P, R]):
             timeout=merged.get("timeout"),
             budget=merged.get("budget"),
         )
+        above = caller()
+        if "journal" in merged or "resume" in merged or (above is not None and above.journal is not None):
+            from ramet.frontend.journal import recorded
+
+            setting = recorded(self.__name__, self._fn, arguments, setting, merged)
 
         def body(state: State) -> Any:
             return self._fn(*self._instance, state, *arguments.args, **arguments.kwargs)
@@ -151,6 +158,8 @@ class Program(Generic[P, R]):
         self, rows: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], options: dict[str, Any]
     ) -> Iterator[Callable[[], Run[R]]]:
         seed = options.get("seed", self._options.get("seed"))
+        if "resume" in options or "resume" in self._options:
+            raise ConstraintError("resume=...: resumes one run, and a batch makes one per row: resume each by itself")
         for index, (args, kwargs) in enumerate(rows):
             row = options if seed is None else {**options, "seed": _row_seed(seed, index)}
             yield functools.partial(self._start, args, kwargs, row)
@@ -178,11 +187,19 @@ class Program(Generic[P, R]):
         timeout: float | None = None,
         seed: int | None = None,
         budget: int | None = None,
+        journal: str | PathLike[str] | None = None,
+        resume: str | None = None,
         **sampling: Any,
     ) -> Program[P, R]:
         """This program with other settings: `backend`; `timeout`, seconds for the whole run; `seed` of all sampling
-        noise; `budget`, the most tokens that all its generations together may produce; sampling defaults."""
+        noise; `budget`, the most tokens that all its generations together may produce; sampling defaults.
+
+        `journal` is a file in which every run is recorded while it goes on (made when there is none); `resume` the id
+        (`Run.id`) of one that was interrupted: called with the same arguments, the program goes on with it. What had
+        finished is not done again, what had not gives the same bits. `JournalMismatch` when it cannot go on;
+        `UncertainToolCall` at a host call that was interrupted (see `idempotent`)."""
         given = {"backend": backend, "timeout": timeout, "seed": seed, "budget": budget, **sampling}
+        given.update(journal=journal, resume=resume)
         other = self._clone()
         other._options.update(_run_options({k: v for k, v in given.items() if v is not None}, user_line()))
         return other
@@ -287,6 +304,9 @@ def _run_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name, value, least in (("budget", budget, 1), ("seed", seed, 0)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ConstraintError(f"{name}={value!r}: must be an integer of at least {least}", where=where)
+    for name, kinds in (("journal", str | PathLike), ("resume", str)):
+        if name in out and (not isinstance(out[name], kinds) or out[name] == ""):
+            raise ConstraintError(f"{name}={out[name]!r}: must be a path, resp. the id of a run", where=where)
     if seed is not None and seed >= 1 << 63:
         raise ConstraintError(f"seed={seed!r}: must be below 2**63", where=where)
     return out

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ramet.frontend.backends.base import Backend
+from ramet.frontend.callers import caller, enter_body
 from ramet.frontend.core import Core
 from ramet.frontend.errors import Aborted, ConstraintError, ProgramTimeout, StateError, UnknownVariable
 from ramet.frontend.execution import Execution
@@ -32,10 +33,9 @@ from ramet.frontend.where import user_line
 
 if TYPE_CHECKING:
     from ramet.frontend.explained import Explanation
+    from ramet.frontend.journal_run import Scope
 
 R = TypeVar("R")
-
-_caller: contextvars.ContextVar[Execution | None] = contextvars.ContextVar("ramet_caller", default=None)
 
 
 class Run(State, Generic[R]):
@@ -97,6 +97,11 @@ class Run(State, Generic[R]):
         return self._run.header.seed
 
     @property
+    def id(self) -> str:
+        """The run's id in its journal: give it to `using(resume=...)`. Empty without a journal."""
+        return self._run.journal.id if self._run.journal is not None else ""
+
+    @property
     def usage(self) -> Usage:
         """Tokens, calls, steps, seconds; the backend's totals once the program has ended, sums over its finished
         calls before."""
@@ -121,10 +126,10 @@ class Run(State, Generic[R]):
 
     def _note(self, began: float) -> None:
         """The program that waited for this one remembers it, for EXPLAIN."""
-        caller = _caller.get()
-        if caller is not None and caller is not self._run:
+        waiting = caller()
+        if waiting is not None and waiting is not self._run:
             read = Reading(actor(), (), began, time.monotonic(), f"the program {self._run.name}")
-            caller.record.reads.append(read)
+            waiting.record.reads.append(read)
 
     @contextlib.contextmanager
     def _until_interrupted(self) -> Iterator[None]:
@@ -317,16 +322,16 @@ class Setting:
     seed: int | None = None
     timeout: float | None = None
     budget: int | None = None
+    journal: Scope | None = None
 
 
 def start(name: str, fn: Callable[[State], Any], is_async: bool, setting: Setting) -> Run[Any]:
     """Begin to run `fn` on a new state and return its handle at once. Raises `TransportError` when the backend is
     gone."""
     seed = secrets.randbits(63) if setting.seed is None else setting.seed
-    execution = Execution(name, Header(name=name, seed=seed), setting.backend, setting.budget)
-    caller = _caller.get()
-    if caller is not None:
-        caller.children.add(execution)
+    execution = Execution(name, Header(name=name, seed=seed), setting.backend, setting.budget, setting.journal)
+    if (above := caller()) is not None:
+        above.children.add(execution)
     if setting.timeout is not None:
         late = ProgramTimeout(f"the program {name!r} took longer than {setting.timeout} s")
         call_off = HOST.later(setting.timeout, lambda: execution.cancel(late))
@@ -334,7 +339,7 @@ def start(name: str, fn: Callable[[State], Any], is_async: bool, setting: Settin
     core = Core(execution, execution.record.root, setting.sampling)
     context = contextvars.copy_context()
     context.run(enter_backend, setting.backend)
-    context.run(_caller.set, execution)
+    context.run(enter_body, execution)
     state = State(core)
     if is_async:
         _start_task(execution, state, fn, context)

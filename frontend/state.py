@@ -17,7 +17,7 @@ from ramet.frontend.core import Core
 from ramet.frontend.errors import ConstraintError, StateError, UnknownVariable
 from ramet.frontend.expressions import ROLES, Concat, GenExpr, Piece, RoleExpr, SelectExpr, check_piece
 from ramet.frontend.ir import SelectMethod
-from ramet.frontend.options import GenOptions, checked
+from ramet.frontend.options import GenOptions
 from ramet.frontend.roles import RoleScope, ScopeVariable
 from ramet.frontend.tools import ToolReply
 from ramet.frontend.transcript import chat_messages, full_text, meta_info, settle, settle_async
@@ -103,12 +103,12 @@ class State:
     def _gen(self, type_: Any, n: int | None, options: Mapping[str, Any], where: str) -> Value[Any]:
         core, given = self._core, dict(options)
         name, timeout = given.pop("name", None), given.pop("timeout", None)
-        constraint = {key: given.pop(key, None) for key in ARGUMENTS}
+        constraint = {key: given.pop(key) if key in given else None for key in ARGUMENTS}
         core.check(where)
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 128):
             raise ConstraintError(f"n={n!r}: must be an integer from 1 to 128", where=where)
         want = core.wanted(type_, constraint, where)
-        return core.gen(name, checked(given, where), n or 1, timeout, where, want)
+        return core.gen(name, core.checked(given, where), n or 1, timeout, where, want)
 
     def select(
         self,

@@ -6,28 +6,26 @@ what it reads, the decisions that it comes to, and how it ends. Nothing is sent 
 
 from __future__ import annotations
 
-import threading
+import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Any, NoReturn
 
 import msgspec
 
-from ramet.frontend.backends.base import Deliver, Session
 from ramet.frontend.constraints import Wanted
-from ramet.frontend.entries import Entry, Kind, Seq, merged
-from ramet.frontend.execution import Execution
-from ramet.frontend.ir import Choices, Close, Gen, Header, Meta, Put, Ref, Select, Text
-from ramet.frontend.lazy import Lazy
-from ramet.frontend.outbox import Outbox
+from ramet.frontend.entries import Entry, merged
+from ramet.frontend.ir import Choices, Gen, Meta, Put, Ref, Select, Text
+from ramet.frontend.lineage import named_values
 from ramet.frontend.planned import Break, BreakKind, Param, Part, Read, Return, Step, Use
 from ramet.frontend.probes import Altered, Probe, marked
-from ramet.frontend.record import Record
+from ramet.frontend.sampling import Sampling
 from ramet.frontend.symbols import Opaque, Symbol
 from ramet.frontend.users import place, places
 
 _META = Meta()
 MOST_STEPS = 10_000  # of one path
+MOST_TEXTS = 100_000  # that are appended on one path
+MOST_LOOKS = 20_000  # at values whose outcome is known, without anything recorded
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -46,15 +44,71 @@ class Stop(BaseException):
     """Ends a traced body. Not an Exception: a body's own handlers leave it alone."""
 
 
+class Unwatched:
+    """`with trace.unwatched:` around what is the language's alone: no function watches it (which costs several times
+    what it does itself). `watch` (of `sys.setprofile`) is None when nothing is watched, `lines` (of `sys.settrace`)
+    when that is somebody else's."""
+
+    __slots__ = ("_depth", "lines", "watch")
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self.watch: Any = None
+        self.lines: Any = None
+
+    def start(self, watch: Any, lines: Any) -> None:
+        """Watch from here on."""
+        self.watch, self.lines = watch, lines
+        self._depth = 1
+        self.__exit__(None, None, None)
+
+    def __enter__(self) -> None:
+        if not self._depth and self.watch is not None:
+            sys.setprofile(None)
+            if self.lines is not None:
+                sys.settrace(None)
+        self._depth += 1
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._depth -= 1
+        if not self._depth and self.watch is not None:
+            if self.lines is not None:
+                sys.settrace(self.lines)
+            sys.setprofile(self.watch)
+
+
+class Shared:
+    """What the traces of one program have in common: each step once, each set of options checked once. Paths of many
+    branches are mostly the same steps."""
+
+    def __init__(self) -> None:
+        self.steps: dict[Step, Step] = {}
+        self.samplings: dict[tuple[tuple[str, Any], ...], Sampling] = {}
+
+    def step(self, step: Step) -> Step:
+        """The one that is equal to it."""
+        try:
+            return self.steps.setdefault(step, step)
+        except TypeError:  # a bias of logits has no hash
+            return step
+
+
 class Trace:
     """What one run of a body does. `script` has the outcome of its first decisions; later ones take the first."""
 
-    def __init__(self, probe: Probe, script: Sequence[int] = (), most_choices: int = 64) -> None:
+    def __init__(
+        self, probe: Probe, script: Sequence[int] = (), most_choices: int = 64, shared: Shared | None = None
+    ) -> None:
         self.probe = probe
+        self.shared = shared if shared is not None else Shared()
+        self.unwatched = Unwatched()
         self._most_choices = most_choices
         self.found: list[Found] = []
         self.end: Break | Return | None = None
         self.readers: dict[str, Callable[[str], Any]] = {}  # typed values: op → text → value
+        self.moves = 0  # what was found, and texts that were appended
+        self._texts = 0
+        self._looks = 0  # at values that are decided, since it last moved
         self._script = tuple(script)
         self._taken: dict[Use | Param, str] = {}
         self._read: set[str] = set()
@@ -73,12 +127,30 @@ class Trace:
         """See `symbols.Observer`."""
         self.stop("look", f"Python {what}")
 
+    def readable(self, text: str) -> str:
+        """A text of the trace for people: names of arguments and variables in place of sentinels and operations."""
+
+        def name(op: str) -> str:
+            steps = (item for item in self.found if isinstance(item, Step) and item.op.id == op)
+            step = next(steps, None)
+            var = str(getattr(step.op, "var", "")) if step is not None else ""
+            return var if var and var != f"_{op}" else f"the call at {step.where}" if step is not None else op
+
+        def part(found: Param | Use) -> str:
+            return found.name if isinstance(found, Param) else name(found.op)
+
+        return named_values(self.probe.readable(text, part), name)
+
     # --- what it reads ---
 
     def decide(self, on: Param | Use, domain: tuple[str, ...]) -> str:
         """See `symbols.Observer`."""
         known = self._taken.get(on)
-        if known is None:
+        if known is not None:
+            self._looks += 1
+            if self._looks > MOST_LOOKS:
+                self.stop("limit", f"{MOST_LOOKS} looks at values, and nothing is recorded: does a loop end?")
+        else:
             index = len(self._taken)
             if index >= self._most_choices:
                 self.stop("limit", f"a path has more than {index} decisions: does a loop end? (max_paths={index})")
@@ -120,7 +192,19 @@ class Trace:
     def _add(self, item: Found) -> None:
         if self.end is not None:
             raise Stop
+        self._moved()
         self.found.append(item)
+
+    def _moved(self) -> None:
+        self.moves += 1
+        self._looks = 0
+
+    def appended(self) -> None:
+        """A text is appended; those of one place are recorded together, later."""
+        self._moved()
+        self._texts += 1
+        if self._texts > MOST_TEXTS:
+            self.stop("limit", f"a path appends more than {MOST_TEXTS} texts: does a loop end?")
 
     def record(self, entry: Entry) -> None:
         """An operation leaves."""
@@ -130,7 +214,7 @@ class Trace:
             self.stop("limit", f"a path has more than {MOST_STEPS} steps: does a loop end?", entry.where)
         step = self._step(entry)
         if step is not None:
-            self._add(step)
+            self._add(self.shared.step(step))
 
     def _step(self, entry: Entry) -> Step | None:
         if entry.kind in ("text", "put"):
@@ -160,92 +244,6 @@ class Trace:
             return self.probe.cut(str.__str__(text))
         except Altered as error:
             self.stop("differs", f"Python changes the text of {self.probe.names(text)}: {error}", where)
-
-
-class TraceExecution(Execution):
-    """A program that is traced: operations go to the trace, values are symbols."""
-
-    def __init__(self, name: str, trace: Trace) -> None:
-        super().__init__(name, Header(name=name), Nowhere(trace))
-        self.trace = trace
-        self.outbox = _Log(self._lock, self.record, trace)
-
-    def _entry(self, seq: Seq, kind: Kind, where: str, var: str = "", refs: Sequence[Entry] = ()) -> Entry:
-        entry = super()._entry(seq, kind, where, var, refs)
-        if kind in ("gen", "select"):
-            entry.future = Lazy(lambda: self.trace.text_of(entry))
-        return entry
-
-    def typed(self, entry: Entry, want: Wanted) -> Future[Any]:
-        """See `Execution.typed`."""
-        return Lazy(lambda: self.trace.typed(entry, want))
-
-    def listing(self, futures: Sequence[Future[Any]]) -> Future[Any] | None:
-        """See `Execution.listing`."""
-        return Lazy(lambda: [future.result() for future in futures])
-
-
-class Nowhere:
-    """The backend of a traced body: programs that the body starts would run there."""
-
-    def __init__(self, trace: Trace, opened: bool = False) -> None:
-        self._trace = trace
-        self._opened = opened
-
-    def open(self, header: Header, deliver: Deliver) -> Session:
-        """The traced program's own session, once."""
-        if self._opened:
-            self._trace.stop("program", f"starts another program, {header.name!r}")
-        self._opened = True
-        return _Silence()
-
-    def info(self) -> dict[str, object]:
-        """Ends the trace: what a backend says is known to a run alone."""
-        self._trace.stop("feature", "asks the backend about itself")
-
-    def flush_cache(self) -> bool:
-        """Ends the trace."""
-        self._trace.stop("feature", "flushes the backend's cache")
-
-    def close(self) -> None:
-        """Ends the trace."""
-        self._trace.stop("feature", "closes the backend")
-
-
-class _Silence:
-    def send(self, ops: Sequence[Any]) -> None:
-        raise AssertionError("a trace sends nothing")
-
-    def end(self) -> None:
-        return
-
-    def cancel(self) -> None:
-        return
-
-
-class _Log(Outbox):
-    """Takes operations in the order in which an `Outbox` sends them."""
-
-    def __init__(self, lock: threading.Lock, record: Record, trace: Trace) -> None:
-        super().__init__(lock, record, lambda error: None, lambda: None)
-        self._trace = trace
-        self._seen: set[str] = set()
-
-    def queue(self, entry: Entry) -> None:
-        """Values of the host that it refers to go before it."""
-        for ref in entry.refs:
-            if ref.kind == "put" and ref.id not in self._seen:
-                self._seen.add(ref.id)
-                self._trace.record(ref)
-        if isinstance(entry.op, Close) and entry.op.now:
-            self._trace.stop("feature", "stops a branch", entry.where)
-        self._trace.record(entry)
-
-    def pump(self) -> None:
-        """Nothing is held back."""
-
-    def flush(self) -> None:
-        """Nothing is sent."""
 
 
 def _domain(entry: Entry) -> tuple[str, ...]:

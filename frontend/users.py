@@ -5,6 +5,7 @@ In: the call stack. Out: "file.py:12" of the innermost frame that is neither ram
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import sysconfig
@@ -25,6 +26,7 @@ def own(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__", "")).startswith("ramet.frontend")
 
 
+@functools.lru_cache(maxsize=4096)
 def foreign(filename: str) -> bool:
     """Code of the standard library, or of an installed package."""
     if filename.startswith("<frozen"):
@@ -40,8 +42,12 @@ def place() -> str:
 
 def places() -> list[str]:
     """The user's lines on the stack, the innermost first."""
+    return lines_above(sys._getframe(1))
+
+
+def lines_above(frame: FrameType | None) -> list[str]:
+    """The user's lines of a frame and those that called it, the innermost first."""
     found: list[str] = []
-    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
         mine = name == "ramet" or (name.startswith("ramet.") and not name.startswith("ramet.examples"))

@@ -12,10 +12,10 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from ramet.frontend.entries import Entry, Seq
-from ramet.frontend.errors import Aborted, StateError, TransportError
+from ramet.frontend.errors import Aborted, ConstraintError, StateError, TransportError
 from ramet.frontend.execution import Execution
 from ramet.frontend.expressions import Expr
-from ramet.frontend.hostcalls import call_host
+from ramet.frontend.hostcalls import HostCall, call_host
 from ramet.frontend.ir import Meta
 from ramet.frontend.readings import Reading, actor
 from ramet.frontend.waiting import all_done, either, first_failure, refuse_blocking, wait, wait_async
@@ -264,17 +264,18 @@ def call_value(
     """A host function as an operation: runs off the body's thread once the values among its arguments are known."""
     name = getattr(fn, "__name__", type(fn).__name__)
     values = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Value)]
-    execution.outbox.flush()
 
     def bound() -> tuple[list[Any], dict[str, Any]]:
         ready = [arg.future.result() if isinstance(arg, Value) else arg for arg in args]
         return ready, {k: v.future.result() if isinstance(v, Value) else v for k, v in kwargs.items()}
 
-    begun: list[float] = []
-    future = call_host(execution, seq, name, fn, [value.future for value in values], bound, where, begun)
+    if not callable(fn):
+        raise ConstraintError(f"{fn!r} cannot be called: give a function", where=where)
+    future: Future[Any] = Future()
     entry = execution.put(seq, future, where, name)
-    entry.begun = begun
     entry.needs = tuple(op for value in values if value._execution is execution for op in value.ops())
+    call = HostCall(entry.id, name, fn, where, seq.path, future)
+    call_host(execution, call, [value.future for value in values], bound, entry.begun)
     return Value(execution, seq, future, entry=entry, name=name, where=where)
 
 

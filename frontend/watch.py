@@ -7,7 +7,6 @@ for what a plan does not have; the code objects of the user that ran.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator
 from types import CodeType, FrameType
@@ -44,7 +43,6 @@ _CARRIERS = (  # modules that hand text on and do not look at it
     "abc asyncio collections collections.abc concurrent.futures contextlib contextvars copy dataclasses enum functools "
     "inspect itertools logging operator threading types typing warnings weakref"
 )
-_foreign = functools.lru_cache(maxsize=4096)(foreign)
 
 
 class Watch:
@@ -72,7 +70,7 @@ class Watch:
         code = frame.f_code
         if own(frame):
             self._language(frame, code)
-        elif not _foreign(code.co_filename):
+        elif not foreign(code.co_filename):
             self._codes.add(code)
         elif frame.f_back is not None and not own(frame.f_back) and not _foreign_frame(frame.f_back):
             module = str(frame.f_globals.get("__name__", ""))
@@ -111,7 +109,7 @@ class Watch:
 
 
 def _foreign_frame(frame: FrameType) -> bool:
-    return _foreign(frame.f_code.co_filename)
+    return foreign(frame.f_code.co_filename)
 
 
 def _marked(value: object) -> bool:

@@ -6,12 +6,14 @@ traceback without the language's own frames.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from types import FrameType, TracebackType
 
 from ramet.frontend.errors import RametError
 
+_base = functools.lru_cache(maxsize=4096)(os.path.basename)
 _OWN = "ramet.frontend"
 _INSIDE = ("ramet.frontend", "ramet.runtime")
 _PLUMBING = ("contextlib", "threading")
@@ -23,7 +25,7 @@ def user_line() -> str:
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if not module.startswith(_OWN) and module not in _PLUMBING:
-            return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+            return f"{_base(frame.f_code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 

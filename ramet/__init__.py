@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ramet.frontend.backends.openai import OpenAI
     from ramet.frontend.batch import Batch
     from ramet.frontend.branches import Branches
+    from ramet.frontend.callers import idempotency_key
     from ramet.frontend.combinators import (
         Best,
         Settled,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
         ContextOverflow,
         EngineError,
         GenerationError,
+        JournalError,
+        JournalHeld,
+        JournalMismatch,
         ModelError,
         OverloadedError,
         ParseError,
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
         ToolError,
         TransportError,
         TruncatedError,
+        UncertainToolCall,
         UnknownVariable,
     )
     from ramet.frontend.expressions import (
@@ -72,6 +77,7 @@ if TYPE_CHECKING:
     )
     from ramet.frontend.host import flush_cache, get_server_info, set_default_backend, using
     from ramet.frontend.ir import Ended, Event, Failed, Finished, Forked, Joined, Started, Token, Usage
+    from ramet.frontend.journal_run import idempotent
     from ramet.frontend.plan import Plan
     from ramet.frontend.program import Program, function
     from ramet.frontend.run import Run
@@ -102,6 +108,9 @@ __all__ = [
     "Forked",
     "GenerationError",
     "Joined",
+    "JournalError",
+    "JournalHeld",
+    "JournalMismatch",
     "Mock",
     "ModelError",
     "OpenAI",
@@ -124,6 +133,7 @@ __all__ = [
     "ToolReply",
     "TransportError",
     "TruncatedError",
+    "UncertainToolCall",
     "UnknownVariable",
     "Usage",
     "Value",
@@ -148,6 +158,8 @@ __all__ = [
     "gen_string",
     "get_server_info",
     "greedy_token_selection",
+    "idempotency_key",
+    "idempotent",
     "image",
     "refine_until",
     "select",
@@ -174,12 +186,13 @@ _HOMES = {  # of the public names, below ramet.frontend: imported when they are 
     "backends.openai": "OpenAI",
     "batch": "Batch",
     "branches": "Branches",
+    "callers": "idempotency_key",
     "combinators": ("Best Settled abest_of acascade arefine_until avote best_of cascade refine_until vote"),
     "diagnostics": "Diagnostic",
     "errors": (
-        "Aborted BudgetExceeded ConstraintError ContextOverflow EngineError GenerationError ModelError OverloadedError "
-        "ParseError PlanError ProgramError ProgramTimeout RametError StateError ToolError TransportError "
-        "TruncatedError UnknownVariable"
+        "Aborted BudgetExceeded ConstraintError ContextOverflow EngineError GenerationError JournalError JournalHeld "
+        "JournalMismatch ModelError OverloadedError ParseError PlanError ProgramError ProgramTimeout RametError "
+        "StateError ToolError TransportError TruncatedError UncertainToolCall UnknownVariable"
     ),
     "expressions": (
         "assistant assistant_begin assistant_end gen gen_int gen_string greedy_token_selection image select "
@@ -188,6 +201,7 @@ _HOMES = {  # of the public names, below ramet.frontend: imported when they are 
     ),
     "host": "flush_cache get_server_info set_default_backend using",
     "ir": "Ended Event Failed Finished Forked Joined Started Token Usage",
+    "journal_run": "idempotent",
     "plan": "Plan",
     "program": "Program function",
     "run": "Run",

@@ -130,6 +130,7 @@ def run(
     events: Annotated[bool, typer.Option("--events", help="Print every event, and the result, as JSON Lines.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     html: Annotated[str, typer.Option(metavar="FILE", help="Write the run as a page, too.")] = "",
+    journal: Annotated[str, typer.Option(metavar="FILE", help="Record it there, for `ramet resume`.")] = "",
 ) -> None:
     """Run a program of a file, or answer one prompt ("-": from standard input)."""
     with outcomes():
@@ -148,8 +149,36 @@ def run(
             json,
             html,
             dtype,
+            journal,
         )
         if status := run(Options(target, prompt, *given)):
+            raise typer.Exit(status)
+
+
+@app.command()
+def resume(
+    journal: Annotated[str, typer.Argument(metavar="JOURNAL", help="What `ramet run --journal` has written.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Which run; left out: lists the unfinished.")] = "",
+    target: Annotated[str, typer.Argument(metavar="FILE.py[:NAME]", help="Its program.")] = "",
+    again: Annotated[
+        list[str] | None, typer.Option(metavar="CALL", help="Make an interrupted host call again; repeatable.")
+    ] = None,
+    result: Annotated[
+        list[str] | None, typer.Option(metavar="CALL=JSON", help="Say what one has returned; repeatable.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Which model, as when the run began.")] = "",
+    url: Annotated[str, typer.Option(help="Run on this server instead of an engine here.")] = "",
+    api_key: ApiKey = "",
+    threads: Threads = 0,
+    dtype: Dtype = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Go on with a program's run that was interrupted: what had finished is not done again."""
+    with outcomes():
+        from ramet.frontend.commands.resume import Options, resume
+
+        marks = (tuple(again or ()), tuple(result or ()))
+        if status := resume(Options(journal, run, target, *marks, model, url, api_key, threads, dtype, json)):
             raise typer.Exit(status)
 
 

@@ -8,8 +8,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Protocol
 
+from ramet.frontend import errors
+from ramet.runtime import messages as m
 from ramet.runtime.ports import Link
+
+
+class Observer(Protocol):
+    """Told of the engine's life, in the reading thread: it must return quickly and raise nothing."""
+
+    def heard(self, steps: int) -> None:
+        """A batch of reports, `steps` of them Steps, was read and its events delivered."""
+
+    def ready(self, ready: m.Ready) -> None:
+        """An engine is up."""
+
+    def lost(self, reason: str) -> None:
+        """The engine is gone, and all of its programs have been told."""
 
 
 class Birth:
@@ -42,3 +58,11 @@ class Birth:
         inside = threading.current_thread() is self.thread or (link is not None and link.is_current_thread())
         if not inside and self.begun.wait(1.0):  # else the thread could not be started
             self.thread.join()
+
+
+def rebuilt(broken: m.Broken) -> errors.RametError:
+    """The error of an engine that could not start."""
+    kind = getattr(errors, broken.error, None)
+    if isinstance(kind, type) and issubclass(kind, errors.RametError):
+        return kind(broken.message)
+    return errors.EngineError(f"the engine could not start: {broken.error}: {broken.message}")

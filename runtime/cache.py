@@ -233,10 +233,9 @@ class Cache:
 
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Invariants 1 to 4 of the KV cache over all live sequences; AssertionError names the broken one."""
-        self.tree.check()
         self.slots.check()
         private: list[I32] = []
-        refs: dict[int, int] = {}
+        holders: list[Node] = []
         for seq in sequences:
             if seq.row is None:
                 assert seq.node is None or seq.computed == seq.depth, f"{seq.name}: private slots without a row"
@@ -250,18 +249,14 @@ class Cache:
                 private += [seq.task.slots, seq.task.extra]
             elif isinstance(seq.task, Generating):
                 private.append(seq.task.lent)
-            node = seq.node
-            while node is not None:
-                refs[id(node)] = refs.get(id(node), 0) + 1
-                node = node.parent
-        held = np.concatenate([*private, NO_SLOTS])
-        assert len(np.unique(held)) == len(held), "a slot is private to two branches"
+            if seq.node is not None:
+                assert seq.node.namespace == seq.program.namespace, f"{seq.name}: reads another namespace"
+                holders.append(seq.node)
+        held = np.sort(np.concatenate([*private, NO_SLOTS]))
+        assert not (held[1:] == held[:-1]).any(), "a slot is private to two branches"
         assert not self.slots.is_free(held).any(), "a private slot is free"
         total = self.slots.free + self.tree.size + len(held)
         assert total == self.capacity, (
             f"free {self.slots.free} + tree {self.tree.size} + private {len(held)} != {self.capacity}"
         )
-        for node in self.tree.nodes():
-            assert node.refs == refs.get(id(node), 0), (
-                f"node at depth {node.depth}: refs {node.refs}, held {refs.get(id(node), 0)}"
-            )
+        self.tree.check(holders)

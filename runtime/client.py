@@ -12,11 +12,13 @@ import secrets
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ramet.frontend import errors, ir
 from ramet.runtime import messages as m
-from ramet.runtime.birth import Birth
+from ramet.runtime.birth import Birth, rebuilt
+from ramet.runtime.birth import Observer as Observer
+from ramet.runtime.boundary import blame
 from ramet.runtime.config import Config
 from ramet.runtime.ports import Call, Link, ProcessLink, ThreadLink
 
@@ -27,19 +29,6 @@ if TYPE_CHECKING:  # imported when they are needed, which is after the engine's 
     from ramet.runtime.text import Tokenizer
 
 Deliver = Callable[[ir.Event], None]
-
-
-class Observer(Protocol):
-    """Told of the engine's life, in the reading thread: it must return quickly and raise nothing."""
-
-    def heard(self, steps: int) -> None:
-        """A batch of reports, `steps` of them Steps, was read and its events delivered."""
-
-    def ready(self, ready: m.Ready) -> None:
-        """An engine is up."""
-
-    def lost(self, reason: str) -> None:
-        """The engine is gone, and all of its programs have been told."""
 
 
 class ClientSession:
@@ -66,7 +55,7 @@ class ClientSession:
         self.translator.expect(ops)
         self._lowered += lowered
         if rendered:
-            self._client.post(lambda: self.translator.deliver_all(rendered))
+            self._client.post(lambda: self._client.guard(self, self.translator.deliver_all, rendered))
 
     def length(self, seq: str) -> int:
         """Tokens of a sequence as far as they are prepared: see `Lowering.length`."""
@@ -84,12 +73,19 @@ class ClientSession:
         with self._lock:
             self._lowered += self._lowering.end()
             self._hand_over()
-        self._client.send(m.OrderEnd(self.id))
+            self._tell(m.OrderEnd(self.id))
 
     def _hand_over(self) -> None:
         lowered, self._lowered = self._lowered, []
         if lowered:
-            self._client.send(m.packed(self.id, lowered))
+            self._tell(m.packed(self.id, lowered))
+
+    def _tell(self, order: m.Order) -> None:
+        try:
+            self._client.send(order)
+        except errors.TransportError:
+            self.cancel()  # an engine that is there must not keep what it has
+            raise
 
     def cancel(self) -> None:
         """Stop at once."""
@@ -218,7 +214,7 @@ class EngineClient:
                 elif isinstance(item, m.Broken):
                     reason = f"{item.error}: {item.message}"
                     if not hello.done():
-                        hello.set_exception(_rebuilt(item))
+                        hello.set_exception(rebuilt(item))
                 else:
                     item()
             if self.observer is not None:
@@ -252,7 +248,7 @@ class EngineClient:
             self.observer.lost(what)
 
     def _tell_lost(self, session: ClientSession, kind: str, what: str) -> None:
-        with contextlib.suppress(Exception):  # one program's reader must not keep the word from the others
+        with contextlib.suppress(BaseException):  # one program's reader must not keep the word from the others
             session.translator.lost(kind, what)
 
     def _dispatch(self, step: m.Step) -> None:
@@ -263,13 +259,7 @@ class EngineClient:
             if isinstance(news, m.Over):
                 with self._lock:
                     self._sessions.pop(news.program, None)
-            try:
-                session.translator.news(news)
-            except Exception as error:  # noqa: BLE001 (the request boundary: it ends this program alone)
-                with self._lock:
-                    self._sessions.pop(news.program, None)
-                session.cancel()
-                self._tell_lost(session, "generation", f"its news could not be read: {type(error).__name__}: {error}")
+            self.guard(session, session.translator.news, news)
         answers: tuple[m.Stats | m.Snapshot, ...] = (*step.stats, *step.snapshots)
         for answer in answers:
             with self._lock:
@@ -278,6 +268,16 @@ class EngineClient:
                 question.set_result(answer)
 
     # -- what sessions use
+
+    def guard(self, session: ClientSession, work: Callable[[Any], None], what: object) -> None:
+        """Do `work(what)` of a session, in the reading thread: what is raised ends this program alone."""
+        try:
+            work(what)
+        except BaseException as error:  # noqa: BLE001 (the request boundary)
+            with self._lock:
+                self._sessions.pop(session.id, None)
+            session.cancel()
+            self._tell_lost(session, "generation", f"its news could not be read: {blame(error)}")
 
     def lowering(self, seed: int, *, context: int | None = None) -> Lowering:
         """A new program's lowering; with `context` one that only counts, by another limit than the engine's."""
@@ -309,15 +309,16 @@ class EngineClient:
             return self._compiler
 
     def send(self, order: m.Order) -> None:
-        """Hand an order to the engine, if there still is one: a lost engine is told through events."""
-        link = self._link
-        if link is not None:
-            link.send(order)
+        """Hand an order to the engine, if there still is one (a lost one is told through events). `TransportError`."""
+        if (link := self._link) is not None:
+            try:
+                link.send(order)
+            except Exception as error:
+                raise errors.TransportError(f"the engine cannot be told: {blame(error)}") from error
 
     def post(self, call: Call) -> None:
         """Run `call` in the reading thread, in order with events."""
-        link = self._link
-        if link is not None:
+        if (link := self._link) is not None:
             link.post(call)
 
     # -- frontend.backends.base.Backend
@@ -331,7 +332,11 @@ class EngineClient:
                 if self._link is not None:
                     session = ClientSession(self, header, deliver)
                     self._sessions[session.id] = session
-                    self.send(m.OrderOpen(session.id, header.namespace, header.priority, header.name))
+                    try:
+                        self.send(m.OrderOpen(session.id, header.namespace, header.priority, header.name))
+                    except BaseException:
+                        del self._sessions[session.id]
+                        raise
                     return session
             if not start:
                 raise errors.TransportError("the engine was lost; another is being started")
@@ -388,10 +393,3 @@ class EngineClient:
             compiler.close()
         if birth is not None:
             birth.drop()
-
-
-def _rebuilt(broken: m.Broken) -> errors.RametError:
-    kind = getattr(errors, broken.error, None)
-    if isinstance(kind, type) and issubclass(kind, errors.RametError):
-        return kind(broken.message)
-    return errors.EngineError(f"the engine could not start: {broken.error}: {broken.message}")

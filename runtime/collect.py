@@ -13,10 +13,11 @@ import numpy as np
 
 from ramet.runtime import messages as m
 from ramet.runtime.batch import F32, Samples
+from ramet.runtime.boundary import blame
 from ramet.runtime.choices import decide
 from ramet.runtime.draft import Notes, Span, Trial
 from ramet.runtime.grammar.base import Automaton
-from ramet.runtime.jump import Run, run
+from ramet.runtime.jump import CONTEXT, Run, run
 from ramet.runtime.lengths import site_of
 from ramet.runtime.programs import Program, Programs
 from ramet.runtime.scheduler import Scheduler
@@ -52,7 +53,7 @@ class Collector:
             if turn == seq.turn:
                 try:
                     over = self._sampled(seq, task, token, r, samples, step, ahead.get(r, 0))
-                except Exception as error:  # noqa: BLE001 (the request boundary)
+                except BaseException as error:  # noqa: BLE001 (the request boundary)
                     over = self._refused(seq, task, error)
                 if over:
                     touched[seq.program] = None
@@ -65,13 +66,14 @@ class Collector:
                         self._decided(part, samples, step)
                     else:
                         self._scored(part, samples, step)
-                except Exception as error:  # noqa: BLE001 (the request boundary)
+                except BaseException as error:  # noqa: BLE001 (the request boundary)
                     self._refused(part.seq, part.task, error)
         for program in touched:
             self._programs.conclude(program)
 
-    def _refused(self, seq: Sequence, task: Task, error: Exception) -> bool:
-        self._programs.fail(seq, task.op.op, "generation", f"{type(error).__name__}: {error}")
+    def _refused(self, seq: Sequence, task: Task, error: BaseException) -> bool:
+        why = blame(error)
+        self._programs.fail(seq, task.op.op, _kind(why), why)
         return True
 
     def _sampled(
@@ -82,7 +84,7 @@ class Collector:
             seq.flying -= 1
         if token < 0:
             why = task.trouble or "all are forbidden, or the logits are not finite"
-            self._programs.fail(seq, task.op.op, "generation", f"no token can be sampled: {why}")
+            self._programs.fail(seq, task.op.op, _kind(why), f"no token can be sampled: {why}")
             return True
         seq.push(token)
         if task.first < 0:
@@ -156,7 +158,8 @@ class Collector:
         """What is known to follow the value by the grammar alone."""
         if self._tokenizer is None:
             return Run()
-        return run(task, seq.tokens(task.start, task.start + task.sent).tolist(), self._tokenizer, fresh=fresh)
+        end = task.start + task.sent
+        return run(task, seq.tokens(max(task.start, end - CONTEXT), end).tolist(), self._tokenizer, fresh=fresh)
 
     def _force(self, seq: Sequence, task: Generating, known: Run, step: int) -> bool:
         """Append what is known to follow, and keep the guess; True at the op's end."""
@@ -312,3 +315,8 @@ class Collector:
         told = m.Chosen(seq.program.id, task.op.op, winner, scores, logprobs, task.prompt, *cost, work)
         self._programs.news.append(told)
         self._programs.finish(seq, value)
+
+
+def _kind(why: str) -> str:
+    """What a failure under a grammar is: the constraint's own where one of its limits was met (R4), if late."""
+    return "constraint" if "(limit: " in why else "generation"

@@ -135,7 +135,6 @@ class Extension:
         if task.began < 0 and not task.launched:
             task.began = self.clock()
             task.first_step = draft.step
-        if complete and not seq.is_sampling():
+        if complete and not task.announced:  # what was told is final, also when it has to begin anew
             task.computed = min(seq.fresh, task.prompt)
-            if not task.announced:
-                draft.notes.begun.append(seq)
+            draft.notes.begun.append(seq)

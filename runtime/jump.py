@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ramet.runtime.batch import U32
+from ramet.runtime.boundary import blame
 from ramet.runtime.grammar.base import Automaton, GrammarError
 from ramet.runtime.sequence import Generating
 from ramet.runtime.text import Tokenizer
@@ -35,8 +36,9 @@ class Run:
 
 
 def run(task: Generating, value: Sequence[int], tokenizer: Tokenizer, *, fresh: bool) -> Run:
-    """What is known to follow `value`, behind which the task's automaton stands; afterwards it stands behind
-    `Run.tokens`. `fresh`: nobody was told of the value's last token yet, so that it may be replaced."""
+    """What is known to follow `value` (its last `CONTEXT` tokens are enough), behind which the task's automaton stands;
+    afterwards it stands behind `Run.tokens`. `fresh`: nobody was told of the value's last token yet, so that it may be
+    replaced."""
     automaton = task.automaton
     forced = automaton.forced() if automaton is not None and task.op.jump != "off" else b""
     if automaton is None or not forced:
@@ -109,12 +111,16 @@ def allow(task: Generating, ahead: int, out: U32, eos: Sequence[int]) -> None:
     automaton = task.automaton
     assert automaton is not None, "only a constrained draw has a mask"
     try:
-        automaton.advance(task.guess[:ahead])
-        automaton.mask(out)
-        automaton.rollback(ahead)
-    except GrammarError as error:
+        if ahead:
+            automaton.advance(task.guess[:ahead])
+        try:
+            automaton.mask(out)
+        finally:  # the draw may turn out to be void: then the op goes on from where it is
+            if ahead:
+                automaton.rollback(ahead)
+    except BaseException as error:  # noqa: BLE001 (the request boundary)
         out[:] = 0
-        task.trouble = str(error)
+        task.trouble = str(error) if isinstance(error, GrammarError) else blame(error)
         return
     if task.op.sampling.ignore_eos:
         for token in eos:

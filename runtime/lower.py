@@ -24,6 +24,7 @@ from ramet.runtime.tools import check_tools
 _EARLY = 256  # characters of pending text from which on its stable part is sent ahead
 _EDGES: tuple[Literal["begin"], Literal["end"]] = ("begin", "end")
 _UNKNOWN = -1  # tokens of a value that the engine will know
+_DUE = -2  # of a value that the client will know
 _TAIL = 512  # the longest text before a fork that children encode again to see whether the cut is a token boundary
 
 
@@ -59,7 +60,7 @@ class Lowering:
         self._compile = compile or _uncompiled
         self._sequences = {ir.ROOT: Sequence(ir.ROOT)}
         self._ops: set[str] = set()
-        self._values: dict[str, int] = {}  # op → tokens of its value, or _UNKNOWN
+        self._values: dict[str, int] = {}  # op → tokens of its value, _UNKNOWN or _DUE
         self._call = Call()
 
     def lower(self, ops: Items[ir.AnyOp]) -> tuple[list[m.AnyOp], list[ir.Rendered]]:
@@ -109,7 +110,7 @@ class Lowering:
         return call.sequences[path]
 
     def _one(self, op: ir.AnyOp) -> None:
-        if op.id in self._ops or op.id in self._call.ops:
+        if (op.id in self._ops or op.id in self._call.ops) and not self._was_due(op):
             raise ConstraintError(
                 f"id={op.id!r}: an operation of this id exists already; ids are paths, each used once"
             )
@@ -145,6 +146,10 @@ class Lowering:
             self._close(op, sequence)
         self._call.ops.add(op.id)
 
+    def _was_due(self, op: ir.AnyOp) -> bool:
+        due = self._call.values.get(op.id, self._values.get(op.id)) == _DUE
+        return due and isinstance(op, ir.Put) and not op.due
+
     # -- text
 
     def _text(self, op: ir.Text, sequence: Sequence) -> None:
@@ -155,7 +160,7 @@ class Lowering:
                     raise ConstraintError(f"Ref({part.op!r}): no earlier Gen, Select or Put has this id")
                 self._flush(sequence)
                 self._open(sequence, op.id)
-                sequence.grown = sequence.grown or tokens == _UNKNOWN
+                sequence.grown = sequence.grown or tokens < 0
                 self._append(sequence, op.id, part.op, max(tokens, 0))
             elif part:
                 check_text(part)
@@ -364,9 +369,13 @@ class Lowering:
             raise ContextOverflow(
                 f"a value of {len(op.value)} characters is longer than the limit of {self._max_chars}"
             )
-        ids = tuple(self._tokenizer.encode(op.value))
-        self._call.out.append(m.Put(op.id, op.seq, ids))
-        self._call.values[op.id] = len(ids)
+        if op.due:
+            self._call.values[op.id] = _DUE
+            return
+        check_ids("tokens", op.tokens or (), self._tokenizer)
+        ids = tuple(self._tokenizer.encode(op.value)) if op.tokens is None else op.tokens
+        self._call.out.append(m.Put(op.id, op.seq, ids, op.failed))
+        self._call.values[op.id] = _UNKNOWN if op.failed else len(ids)
 
     def _close(self, op: ir.Close, sequence: Sequence) -> None:
         if not op.now:

@@ -70,9 +70,10 @@ class Join(Op, frozen=True, array_like=True, tag="join"):
 
 
 class Put(Op, frozen=True, array_like=True, tag="put"):
-    """Define the value of `op` for Refs."""
+    """Define the value of `op` for Refs; where it `failed`, say why there is none."""
 
     tokens: tuple[int, ...]
+    failed: str = ""
 
 
 class Close(Op, frozen=True, array_like=True, tag="close"):

@@ -55,7 +55,7 @@ class Link(Protocol):
         """Free what `receive` needed, once it has returned None; called by the receiving thread."""
 
     def ending(self) -> str:
-        """How the engine ended, in words, once `receive` has returned None."""
+        """How the engine ended, in words, once `receive` has returned None; else (it raised) it is ended."""
 
     def is_current_thread(self) -> bool:
         """True in the engine's own thread, where waiting for its end would never end."""
@@ -115,7 +115,7 @@ class ThreadLink:
     def _main(self) -> None:
         try:
             self._serve(self._port, self._port.reports.put)
-        except Exception as error:  # noqa: BLE001 (the main of the engine's thread: the client is told)
+        except BaseException as error:  # noqa: BLE001 (the main of the engine's thread: the client is told)
             self._port.reports.put(m.Broken(type(error).__name__, str(error)))
         self._port.reports.put(None)
 
@@ -148,7 +148,8 @@ class ThreadLink:
         """Nothing to free."""
 
     def ending(self) -> str:
-        """How the engine ended."""
+        """How the engine ended. One that nobody listens to any more is ended here."""
+        self.close()
         return "its loop ended"
 
     def is_current_thread(self) -> bool:

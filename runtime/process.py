@@ -120,7 +120,7 @@ def main() -> None:
     port = ZmqPort(directory)
     try:
         serve(msgspec.json.decode(line, type=Config), port, port.send)
-    except Exception as error:  # noqa: BLE001 (the main of the engine's process: the client is told)
+    except BaseException as error:  # noqa: BLE001 (the main of the engine's process: the client is told)
         port.send(m.Broken(type(error).__name__, str(error)))
         parent.join()  # the client lets go of us when it has read this
     port.close()

@@ -14,6 +14,7 @@ import numpy as np
 from ramet.runtime import joins
 from ramet.runtime import messages as m
 from ramet.runtime.batch import I32
+from ramet.runtime.boundary import blame
 from ramet.runtime.calls import Bounds, Refused, automaton, begin
 from ramet.runtime.grammar.base import Grammars
 from ramet.runtime.lengths import site_of
@@ -54,7 +55,17 @@ class Programs:
     # -- orders
 
     def receive(self, order: m.Order) -> None:
-        """Carry out an order about one program; orders about programs that are over change nothing."""
+        """Carry out an order about one program; orders about programs that are over change nothing. One that cannot be
+        carried out ends its program."""
+        try:
+            self._receive(order)
+        except BaseException as error:  # noqa: BLE001 (the request boundary)
+            message = blame(error)
+            program = self.live.get(getattr(order, "program", ""))
+            if program is not None:
+                self.end(program, "generation", message)
+
+    def _receive(self, order: m.Order) -> None:
         if isinstance(order, m.OrderOpen):
             if order.program not in self.live:
                 program = Program(order.program, order.namespace, order.priority, self._born, self._clock(), order.name)
@@ -80,23 +91,22 @@ class Programs:
         self.conclude(program)
 
     def _accept(self, program: Program, op: m.AnyOp) -> None:
-        program.open += 1
         program.changed = True
-        if isinstance(op, m.Put):
+        if isinstance(op, m.Put) and op.failed:
+            self._break(program, op.op, "generation", op.failed)
+        elif isinstance(op, m.Put):
             self.scheduler.learned.values.add(site_of(program.name, op.op), len(op.tokens))
             self._define(program, op.op, np.array(op.tokens, np.int32))
-            program.open -= 1
-            return
-        if isinstance(op, m.Close) and op.now:
-            program.open -= 1
+        elif isinstance(op, m.Close) and op.now:
             self._cut(program, op.seq)
-            return
-        seq = program.sequences.get(op.seq)
-        if seq is None:
-            program.early.setdefault(op.seq, []).append(op)
-            return
-        seq.ops.append(op)
-        self._guarded(seq)
+        else:
+            program.open += 1
+            seq = program.sequences.get(op.seq)
+            if seq is None:
+                program.early.setdefault(op.seq, []).append(op)
+            else:
+                seq.ops.append(op)
+                self._guarded(seq)
 
     def _cut(self, program: Program, branch: str) -> None:
         """Stop a sequence and all that were forked below it: what is queued or under way there fails as aborted."""
@@ -109,9 +119,11 @@ class Programs:
                 self.scheduler.leave(seq)
                 self._notify(program, name)
         for name in [n for n in program.early if n == branch or n.startswith(branch + ".")]:
-            for op in program.early.pop(name):
+            for op in [op for op in program.early.pop(name) if op.op]:
                 program.open -= 1
                 self._break(program, op.op, "aborted", message)
+        if branch not in program.sequences:  # it overtook the fork: what comes after it must find no living branch
+            program.early[branch] = [m.Close("", branch)]
 
     def _sequence(self, program: Program, name: str) -> Sequence:
         seq = Sequence(program, name, self._grown)
@@ -128,9 +140,9 @@ class Programs:
         """Advance a sequence inside the boundary around everything derived from a request: its errors end it alone."""
         try:
             self._advance(seq)
-        except Exception as error:  # noqa: BLE001 (the request boundary)
+        except BaseException as error:  # noqa: BLE001 (the request boundary)
             op = seq.task.op.op if seq.task else seq.ops[0].op if seq.ops else ""
-            self.fail(seq, op, "generation", f"{type(error).__name__}: {error}")
+            self.fail(seq, op, "generation", blame(error))
 
     def _advance(self, seq: Sequence) -> None:
         """Begin ops until one takes time or has to wait."""
@@ -143,7 +155,11 @@ class Programs:
             elif seq.failed is not None:
                 self._poisoned(seq, op)
             else:
-                self._begin(seq, op)
+                try:
+                    self._begin(seq, op)
+                except BaseException as error:  # noqa: BLE001 (the request boundary)
+                    seq.task = None  # the line below counts the op
+                    self.fail(seq, op.op, "generation", blame(error))
             if seq.task is None and op.op:
                 seq.program.open -= 1
         if seq.failed is None and not seq.closed:
@@ -240,11 +256,11 @@ class Programs:
     def announce(self, begun: Iterable[Sequence]) -> None:
         """Tell of the calls whose prompt is computed with the batch that was just planned."""
         for seq in begun:
-            if seq.task is not None:
-                seq.task.announced = True
-                self.news.append(m.Began(seq.program.id, seq.task.op.op, seq.task.prompt, seq.task.cached))
-                if isinstance(seq.task, Generating):
-                    self.news += seq.task.held
+            assert seq.task is not None, "a call has begun"
+            seq.task.announced = True
+            self.news.append(m.Began(seq.program.id, seq.task.op.op, seq.task.prompt, seq.task.cached))
+            if isinstance(seq.task, Generating):
+                self.news += seq.task.held
 
     def _fork(self, seq: Sequence, op: m.Fork) -> None:
         for name in op.into:
@@ -298,7 +314,7 @@ class Programs:
             return
         seq.program.open -= 1
         self._define(seq.program, op, value)
-        self._advance(seq)
+        self._guarded(seq)
 
     # -- failure and the end
 
@@ -377,9 +393,8 @@ class Programs:
                     message = f"operation {op.op} waits for a value or a branch that never comes"
                     self.fail(seq, op.op, "generation", message)
                     return
-        for ops in program.early.values():
-            for op in ops:
-                program.open -= 1
-                self._break(program, op.op, "generation", f"operation {op.op}: sequence {op.seq} does not exist")
+        for op in [op for ops in program.early.values() for op in ops if op.op]:
+            program.open -= 1
+            self._break(program, op.op, "generation", f"operation {op.op}: sequence {op.seq} does not exist")
         program.early.clear()
         assert not program.open, "an operation is counted that nobody holds"

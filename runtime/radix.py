@@ -204,12 +204,11 @@ class RadixTree:
         nodes = list(self.nodes())
         _check_links(self._roots, nodes)
         _check_counts(nodes, holders)
-        size = sum(len(n.tokens) for n in nodes)
-        assert self.size == size, f"size is {self.size}, the nodes hold {size}"
-        locked = sum(len(n.tokens) for n in nodes if n.refs)
+        locked = sum([len(n.tokens) for n in nodes if n.refs])
         assert self.locked == locked, f"locked is {self.locked}, the locked nodes hold {locked}"
-        slots = np.concatenate([n.slots for n in nodes]) if nodes else _EMPTY
-        assert len(np.unique(slots)) == len(slots), "a slot is in two places of the tree"
+        slots = np.sort(np.concatenate([n.slots for n in nodes])) if nodes else _EMPTY
+        assert self.size == len(slots), f"size is {self.size}, the nodes hold {len(slots)}"
+        assert not (slots[1:] == slots[:-1]).any(), "a slot is in two places of the tree"
         _check_queue(nodes, self._queue, self._live)
 
     # -- eviction queue
@@ -329,13 +328,15 @@ def _check_links(roots: dict[str, Node], nodes: list[Node]) -> None:
         assert root.namespace == namespace, f"root of {namespace!r} says {root.namespace!r}"
         assert root.parent is None, f"root of {namespace!r} has a parent"
         assert len(root.tokens) == len(root.slots) == root.depth == 0, f"root of {namespace!r} is not empty"
+    int32 = np.dtype(np.int32)
     for node in nodes:
-        assert len(node.tokens) == len(node.slots), f"{node}: {len(node.slots)} slots"
+        count = len(node.tokens)
+        assert len(node.slots) == count, f"{node}: {len(node.slots)} slots"
         assert node.key == node.tokens.tobytes(), f"{node}: its key spells other tokens"
-        assert node.tokens.dtype == node.slots.dtype == np.int32, f"{node}: not int32"
+        assert node.tokens.dtype == int32 and node.slots.dtype == int32, f"{node}: not int32"
         for first, child in node.children.items():
             assert len(child.tokens) > 0, f"{child}: empty edge"
-            assert int(child.tokens[0]) == first, f"{child}: filed under {first}"
+            assert child.tokens[0] == first, f"{child}: filed under {first}"
             assert child.parent is node, f"{child}: wrong parent"
             assert child.depth == node.depth + len(child.tokens), f"{child}: wrong depth"
             assert child.namespace == node.namespace, f"{child}: in two namespaces"
@@ -343,8 +344,9 @@ def _check_links(roots: dict[str, Node], nodes: list[Node]) -> None:
 
 def _check_counts(nodes: list[Node], holders: Iterable[Node] | None) -> None:
     for node in nodes:
-        below = sum(child.refs for child in node.children.values())
-        assert node.refs >= below, f"{node}: its children are held {below} times"
+        if node.children:
+            below = sum([child.refs for child in node.children.values()])
+            assert node.refs >= below, f"{node}: its children are held {below} times"
     if holders is None:
         return
     counts: dict[int, int] = {}
@@ -353,7 +355,7 @@ def _check_counts(nodes: list[Node], holders: Iterable[Node] | None) -> None:
             counts[id(above)] = counts.get(id(above), 0) + 1
     for node in nodes:
         held = counts.pop(id(node), 0)
-        assert node.refs == held, f"{node}: is on the path of {held} holders"
+        assert node.refs == held, f"node at depth {node.depth}: refs {node.refs}, held {held}"
     assert not counts, "a holder's path leaves the tree"
 
 

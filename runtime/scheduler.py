@@ -108,13 +108,12 @@ class Scheduler:
         self.cache.park(seq)
 
     def discard(self, seq: Sequence) -> None:
-        """Its KV cannot be trusted; if it still wants work it begins anew."""
+        """Its KV cannot be trusted, nor what is in the air; if it still wants work it begins anew."""
         self._forget(seq)
         seq.lose()
+        seq.void()
         self.cache.discard(seq)
         self._suspend(seq)
-        if isinstance(seq.task, Choosing):
-            seq.task.launched = False
         self.wake(seq)
 
     def _forget(self, seq: Sequence) -> None:

@@ -244,6 +244,15 @@ class Sequence:
         """Its KV goes, or may go: what is computed again from now on has been computed before."""
         self.lost = max(self.lost, self.computed)
 
+    def void(self) -> None:
+        """What is in the air for it is dropped when it arrives, and asked for again."""
+        self.turn += 1
+        self.flying = 0
+        if self.task is not None:
+            self.task.launched = False
+        if isinstance(self.task, Scoring):
+            self.task.at = min(max(self.task.told - 1, 0), self.task.end - 1)
+
     @property
     def length(self) -> int:
         """Tokens that exist, collected or flying."""

@@ -21,6 +21,7 @@ from jinja2.exceptions import TemplateError
 
 from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError, ModelError
+from ramet.runtime.meter import SECONDS
 from ramet.runtime.samples import ROLES, SAMPLES, SENTINEL, common_prefix, difference, messages, sentinel
 from ramet.runtime.sandbox import compile_template
 from ramet.runtime.telling import PROBE, RECENT, Telling, shortened, with_results
@@ -28,7 +29,6 @@ from ramet.runtime.text import Tokenizer
 from ramet.runtime.tools import described, format_of
 
 Edge = Literal["begin", "end"]
-SECONDS = 2.0  # R3: the longest that a rendering may take
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -68,7 +68,11 @@ class Tokenizer:
 
     @cached_property
     def _core(self) -> tokenizers.Tokenizer:
-        return self._v.core()
+        core = self._v.core()
+        forget = getattr(core.model, "_resize_cache", None)
+        if forget is not None:  # R9: it keeps words of all tenants, and finds them in less time; it saves nothing
+            forget(0)
+        return core
 
     def encode(self, text: str, *, start: bool = False) -> list[int]:
         """Ids of `text`. Names of control tokens in it are text. `start`: the text opens a sequence, so that a

@@ -157,8 +157,8 @@ def rag(s: rt.State, question: str, first: str, second: str, third: str, fourth:
 
 @rt.function(temperature=0, ignore_eos=True)
 def agent(s: rt.State, session: str, turns: Sequence[Turn]) -> list[str]:
-    """A private context and a tool at every turn. What comes after a tool is sent when it has answered: until then the
-    engine expects what earlier agents did."""
+    """A private context and a tool at every turn. All turns are sent at once, with places for what the tools will say:
+    the engine knows from the beginning what each agent will hold."""
     s += session
     said = []
     for turn in turns:

@@ -29,7 +29,8 @@ class Toggle:
 @dataclass(frozen=True, slots=True)
 class Workload:
     """See the module. `share`: the KV pool holds so much of the sum of all programs' peaks (0: all there is);
-    `planned`: it compiles to a plan that runs without Python; `greedy`: equal prompts have equal answers."""
+    `planned`: it compiles to a plan that runs without Python (else with graph breaks: the body runs beside it, and
+    goes on from there); `greedy`: equal prompts have equal answers."""
 
     number: int
     name: str
@@ -43,6 +44,10 @@ class Workload:
     greedy: bool = True
     share: float = 0.0
     toggles: tuple[Toggle, ...] = ()
+
+    def static(self, row: Row) -> dict[str, Any]:
+        """The arguments that a plan has compiled in: those that are no text."""
+        return {name: value for name, value in self.arguments(row).items() if not isinstance(value, str)}
 
     @property
     def label(self) -> str:
@@ -79,8 +84,9 @@ _PRESSED = (Toggle("lru-fcfs", policy="lru-fcfs"), Toggle("age", policy="age"))
 WORKLOADS = (
     Workload(0, "chat_control", experts.chat_control, bodies.chat_control, _named("prompt"), 1, 1, 80, planned=True),
     Workload(1, "mmlu", experts.mmlu, bodies.mmlu, _named("shots", "question"), 1, 1, 1, planned=True),
-    Workload(2, "hellaswag", experts.hellaswag, bodies.hellaswag, _named("shots", "context", *_FOUR), 1, 1, 1),
-    Workload(3, "react", experts.react, bodies.react, _with_turns("shots", "question"), 12, 6, 192),
+    Workload(2, "hellaswag", experts.hellaswag, bodies.hellaswag, _named("shots", "context", *_FOUR), 1, 1, 1,
+             planned=True),
+    Workload(3, "react", experts.react, bodies.react, _with_turns("shots", "question"), 12, 1, 192),
     Workload(4, "tot", experts.tree_of_thought, bodies.tree_of_thought, _named("base", "problem"), 6, 3, 123),
     Workload(5, "sot", experts.skeleton, bodies.skeleton, _named("question"), 3, 2, 128),
     Workload(6, "judge", experts.judge, bodies.judge, _named("essay"), 3, 1, 66, planned=True, toggles=_NO_JUMP),
@@ -88,7 +94,7 @@ WORKLOADS = (
     Workload(8, "chat_short", experts.chat_short, bodies.chat_short, _named(*_FOUR), 4, 1, 32, planned=True),
     Workload(9, "chat_long", experts.chat_long, bodies.chat_long, _named(*_FOUR), 4, 1, 256, planned=True),
     Workload(10, "rag", experts.rag, bodies.rag, _named("question", *_FOUR, "fifth"), 2, 2, 33, planned=True),
-    Workload(11, "agents_pressure", experts.agent, bodies.agent, _with_turns("session"), 6, 6, 144, share=0.45,
+    Workload(11, "agents_pressure", experts.agent, bodies.agent, _with_turns("session"), 6, 1, 144, share=0.45,
              toggles=_PRESSED),
     Workload(12, "vote", experts.vote, bodies.vote, _voting, 1, 1, 160, greedy=False,
              toggles=(Toggle("early stop off", {"early_stop": False}),)),

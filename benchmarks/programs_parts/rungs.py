@@ -97,9 +97,9 @@ def in_language(
     backend: Backend,
     arguments: Mapping[str, Any],
     *,
-    plan: Plan | None = None,
+    plans: Sequence[Plan] = (),
 ) -> tuple[Outcome, Listener]:
-    """Programs on a backend, all begun at once; as a compiled `plan` where one is given."""
+    """Programs on a backend, all begun at once; as compiled `plans`, one a row, where they are given."""
     listener = Listener(backend)
     backend.flush_cache()
     before = backend.info()
@@ -114,8 +114,11 @@ def in_language(
 
     runs: list[Run[Any] | PlanRun[Any]] = []
     for place, row in enumerate(rows):
-        given = {**workload.arguments(row), **({} if plan else arguments)}
-        begin = workload.program.run if plan is None else plan.run
+        given = {**workload.arguments(row), **arguments}
+        begin = workload.program.run
+        if plans:
+            given = {name: given[name] for name in given if name not in workload.static(row)}
+            begin = plans[place].run
         run: Run[Any] | PlanRun[Any] = begin(**given, backend=listener, seed=place)
         run.future.add_done_callback(note(place))
         runs.append(run)

@@ -5,7 +5,8 @@ expert      the expert client → ramet serve
 sglang      the programs → ramet serve's /generate, a request per call, as SGLang's frontend sends them
 calls       the programs → the engine, a program per call
 whole       the programs → the engine, as they are
-plan        the same compiled: no Python in the middle, as few submissions as there are decisions
+plan        the same compiled: no Python in the middle, as few submissions as there are decisions; of programs that need
+            Python on their way, what comes before is sent at once, while the body runs and goes on from there
 and what a workload's toggles turn off, all else being as in "whole".
 """
 
@@ -107,20 +108,27 @@ def _outcome(places: Places, workload: Workload, rung: str, given: Sequence[Row]
         with places.apart(slots=slots) as apart:
             return in_language(workload, given, apart, {})[0]
     toggle = next((each for each in workload.toggles if each.name == rung), Toggle(rung))
-    plan = planned(workload) if rung == "plan" else None
-    outcome, listener = in_language(workload, given, places.engine(toggle.policy, slots), toggle.arguments, plan=plan)
+    plans = planned(workload, given) if rung == "plan" else []
+    outcome, listener = in_language(workload, given, places.engine(toggle.policy, slots), toggle.arguments, plans=plans)
     outcome.distinct = distinct(places, listener)
     return outcome
 
 
-def planned(workload: Workload) -> Plan:
-    """The workload compiled. Raises `NoPlan`."""
-    if not workload.planned:
-        raise NoPlan("the program needs Python on its way: a tool, free text that is read, choices that are arguments")
-    plan = workload.program.compile()
-    if plan.breaks or plan.document.truncated:
-        raise NoPlan(plan.breaks[0].reason if plan.breaks else "it has too many paths")
-    return plan
+def planned(workload: Workload, given: Sequence[Row]) -> list[Plan]:
+    """The workload compiled, for each row; rows with the same static arguments share a plan. Raises `NoPlan` where one
+    that is to run without Python does not."""
+    plans: dict[str, Plan] = {}
+    found: list[Plan] = []
+    for row in given:
+        static = workload.static(row)
+        key = repr(static)
+        if key not in plans:
+            plans[key] = workload.program.compile(**static)
+        found.append(plans[key])
+    for plan in plans.values() if workload.planned else ():
+        if plan.breaks or plan.document.truncated:
+            raise NoPlan(plan.breaks[0].reason if plan.breaks else "it has too many paths")
+    return found
 
 
 def distinct(places: Places, listener: Listener) -> int:

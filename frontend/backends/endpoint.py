@@ -6,25 +6,29 @@ In: a URL. Out: a `Backend`. What the server is, is asked once, when the endpoin
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from ramet.frontend.backends.base import Deliver, Session
 from ramet.frontend.backends.duplex import SocketProgram, Sockets
-from ramet.frontend.backends.http import RemoteFailure, checked_key, checked_patience, checked_url, connected
+from ramet.frontend.backends.http import RemoteFailure, checked_key, checked_patience, checked_url
 from ramet.frontend.backends.loop import Loop
 from ramet.frontend.backends.remote import RemoteProgram
 from ramet.frontend.backends.sglang import GenerateRemote
+from ramet.frontend.backends.submitted import submissions
 from ramet.frontend.errors import ConstraintError
 from ramet.frontend.ir import Header
+from ramet.frontend.plan_file import version
 
 _MISSING = (404, 405, 501)
 
 
 class Endpoint:
     """A server at `url` ("http://host:port"). A ramet server carries out whole programs, exactly as an `Engine` with
-    its model would. A server that speaks only SGLang's `/generate` gets one request per call; roles, seeds of a
-    generation and token ids are refused there before any request, and a program's seed has no effect.
+    its model would; a compiled plan without graph breaks goes there in one request. A server that speaks only SGLang's
+    `/generate` gets one request per call; roles, seeds of a generation and token ids are refused there before any
+    request, and a program's seed has no effect.
 
     `api_key` is shown as a bearer token. `timeout` (seconds) is the longest silence: of a connection that is being
     made, of a server that answers no ping, of a stream. `retries` is how often something is tried again of which
@@ -41,7 +45,8 @@ class Endpoint:
         self._loop = Loop(f"Endpoint({self.url!r})")
         self._finalizer = weakref.finalize(self, self._loop.close)
         try:
-            self._http = self._loop.run(connected(self._loop, self.url, headers, timeout, retries))
+            self._plans = self._loop.run(submissions(self._loop, self.url, headers, timeout, retries))
+            self._http = self._plans.http
             self._sockets = Sockets(self.url, headers, timeout)
             self._loop.closers.append(self._sockets.close)
             info = self._ask("/server_info", "/get_server_info", "/get_model_info", "/model_info")
@@ -49,6 +54,7 @@ class Endpoint:
             self.close()
             raise
         self.speaks_programs = info.get("server") == "ramet"
+        self._speaks_plans = self.speaks_programs and info.get("version") == version()
         incremental = bool(info.get("incremental_streaming_output") or info.get("stream_output"))
         self._remote = GenerateRemote(self._http, incremental=incremental)
 
@@ -79,6 +85,14 @@ class Endpoint:
         if self.speaks_programs:
             return SocketProgram(self._loop, self._sockets, header, deliver, self._retries)
         return RemoteProgram(self._loop, self._remote, header, deliver)
+
+    def submit(self, header: Header, plan: bytes, args: Mapping[str, str], deliver: Deliver) -> Session | None:
+        """See `PlanBackend.submit`: a ramet server of the same version takes plans as a whole, each in one request, and
+        makes their decisions itself. The request has an idempotency key, so that one which is sent again after the
+        connection was lost attaches to the run instead of beginning another."""
+        if not self._speaks_plans:
+            return None
+        return self._plans.open(header, plan, args, deliver, lambda: self.open(header, deliver))
 
     def info(self) -> dict[str, object]:
         """What the server says of itself; "model" and "context_length" where it says them in any way. Raises

@@ -92,7 +92,7 @@ class Http:
         failed = 0
         while True:
             try:
-                async with self._answer(method, path, body) as response:
+                async with self.answer(method, path, body) as response:
                     return _value(await response.aread(), f"{method} {response.url}")
             except RemoteFailure as failure:
                 await self._pause(failure, failed)
@@ -104,8 +104,8 @@ class Http:
         failed, received = 0, False
         while True:
             try:
-                async with self._answer("POST", path, body) as response:
-                    async with contextlib.aclosing(_data(response)) as events:
+                async with self.answer("POST", path, body) as response:
+                    async with contextlib.aclosing(data_of(response)) as events:
                         async for event in events:
                             received = True
                             yield _checked(event)
@@ -117,11 +117,14 @@ class Http:
                 failed += 1
 
     @contextlib.asynccontextmanager
-    async def _answer(self, method: str, path: str, body: object) -> AsyncIterator[httpx.Response]:
-        """An answer with status 200, its body not read yet."""
+    async def answer(
+        self, method: str, path: str, body: object, more: Mapping[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """An answer with status 200, its body not read yet; `more` are headers of the request. Raises `RemoteFailure`,
+        and makes one of what goes wrong while it is read."""
         url = path if path.startswith("http") else self.url + path
         content = None if body is None else _encoded(body)
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        headers = {**({} if body is None else {"Content-Type": "application/json"}), **(more or {})}
         try:
             async with self._client.stream(method, url, content=content, headers=headers) as response:
                 if response.status_code != 200:
@@ -169,7 +172,7 @@ def _value(raw: bytes, what: str) -> Any:
         raise RemoteFailure("generation", f"{what}: the answer is not JSON: {raw[:80]!r}", status=200) from None
 
 
-async def _data(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+async def data_of(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     """The data of server-sent events, line by line (not by `aiter_lines`, which also cuts at U+2028 inside JSON)."""
     rest = b""
     async for chunk in response.aiter_bytes():

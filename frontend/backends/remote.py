@@ -192,7 +192,8 @@ class RemoteProgram:
                 for child in op.into:
                     self._branch(child)
             if isinstance(op, Put):
-                self._value(op.id).set_result(op.value)
+                if not op.due:
+                    self._value(op.id).set_result(("generation", op.failed) if op.failed else op.value)
             elif isinstance(op, Close) and op.now:
                 self._cut(op.seq)
             elif self._branches[op.seq].over.is_set():

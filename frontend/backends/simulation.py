@@ -49,6 +49,7 @@ WORDS = re.compile(r"\s*\S+|\s+")
 @dataclass
 class _Sequence:
     text: str = ""
+    born: bool = True  # its fork was carried out
     base: int = 0  # characters before its fork
     closed: bool = False
     failed: tuple[str, str] | None = None  # kind and message of what it depends on
@@ -84,13 +85,14 @@ class Simulation:
         """Take operations."""
         for op in ops:
             if isinstance(op, Put):
-                self._values[op.id] = op.value
+                if not op.due:
+                    self._values[op.id] = ("generation", op.failed) if op.failed else op.value
             elif isinstance(op, Close) and op.now:
                 self._cut(op.seq)
             else:
                 self._waiting.append(op)
                 if isinstance(op, Fork):  # its children may get operations before it is carried out
-                    self._sequences.update((path, _Sequence()) for path in op.into)
+                    self._sequences.update((path, _Sequence(born=False)) for path in op.into)
             self._advance()  # after each: what is done does not depend on how operations were grouped
 
     def end(self) -> None:
@@ -153,7 +155,7 @@ class Simulation:
 
     def _step(self, op: AnyOp, seq: _Sequence) -> bool:
         """Carry out an operation whose turn it is on its sequence; False when it must wait."""
-        if op.id in self._pending:
+        if op.id in self._pending or not seq.born:
             return False
         trouble = seq.failed or self._trouble(op)
         if trouble is not None and not isinstance(op, Close):
@@ -194,7 +196,7 @@ class Simulation:
             case Fork(into=into):
                 for path in into:
                     child = self._sequences[path]
-                    child.text, child.base = seq.text, len(seq.text)
+                    child.text, child.base, child.born = seq.text, len(seq.text), True
                 self._emit(Forked(op=op.id, seq=op.seq, into=into))
             case Join(branches=branches):
                 added = "".join(self._sequences[p].text[self._sequences[p].base :] for p in branches)
@@ -268,7 +270,7 @@ class Simulation:
         self._values[op.id] = (kind, message)
         if isinstance(op, Fork):
             for path in op.into:
-                self._sequences[path].failed = seq.failed
+                self._sequences[path].failed, self._sequences[path].born = seq.failed, True
         if not isinstance(op, Close):
             self._emit(Failed(op=op.id, seq=op.seq, kind=kind, message=message))
 

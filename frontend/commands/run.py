@@ -7,8 +7,10 @@ standard error, an exit status.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from ramet.frontend.commands import WrongUsage
 from ramet.frontend.commands.loading import load, split
 from ramet.frontend.commands.screen import users_traceback, write
 from ramet.frontend.errors import ConstraintError, RametError, ToolError
+from ramet.frontend.program import Program
 from ramet.frontend.run import Run
 from ramet.frontend.values import Value
 
@@ -45,6 +48,8 @@ class Options:
     json: bool = False
     html: str = ""
     dtype: str = "auto"
+    journal: str = ""
+    resume: str = ""
 
 
 def run(options: Options) -> int:
@@ -99,6 +104,8 @@ def _prompt(options: Options) -> int:
         raise WrongUsage(f"{options.target!r} is no .py file, and {options.prompt!r} follows: put a prompt in quotes")
     if options.arg:
         raise WrongUsage("--arg is for the program of a file; a prompt alone has no parameters")
+    if options.journal:
+        raise WrongUsage("--journal is for the program of a file; a prompt alone is one call")
     text = options.target
     if text in ("", "-"):
         if sys.stdin.isatty() and not text:
@@ -130,12 +137,17 @@ def _program(options: Options, file: Path, name: str) -> int:
     from ramet.frontend.commands.turn import configured
 
     program = load(file, name)
-    prompt = piped() if options.prompt == "-" else options.prompt or None
-    args, kwargs = arguments(program, options.arg, prompt)
-    ready = configured(program, _given(options))
+    if options.resume:
+        args, kwargs = _as_before(program, options)
+    else:
+        prompt = piped() if options.prompt == "-" else options.prompt or None
+        args, kwargs = arguments(program, options.arg, prompt)
+    ready = configured(program, _given(options)).using(journal=options.journal or None, resume=options.resume or None)
     with _backend(options, chat=False) as backend:
         start = time.monotonic()
         handle = ready.using(backend=backend)(*args, **kwargs)
+        if handle.id:
+            write(sys.stderr, f"run {handle.id} in {options.journal}\n")
         with _page(options, handle):
             if options.events:
                 _tell(handle)
@@ -145,6 +157,17 @@ def _program(options: Options, file: Path, name: str) -> int:
                 write(sys.stdout, f"{as_json(value)}\n" if options.json else shown(value))
         _report(handle, start)
     return 0
+
+
+def _as_before(program: Program[..., Any], options: Options) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that a run was started with."""
+    from ramet.frontend.journal import one
+    from ramet.frontend.journal_identity import recorded_arguments
+
+    given = recorded_arguments(one(options.journal, options.resume).record)
+    known = {name: value for name, value in given.items() if name in program.__signature__.parameters}
+    bound = inspect.BoundArguments(program.__signature__, OrderedDict(known))
+    return bound.args, bound.kwargs
 
 
 def _given(options: Options) -> dict[str, Any]:

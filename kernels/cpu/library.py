@@ -192,7 +192,7 @@ class Library:
     def unpack(self, kind: int, n: int, k: int, packed: U8, columns: I32) -> F32:
         """Outputs `columns` of a packed weight as `[len(columns), k] float32`."""
         _sized("packed", packed, self.weight_bytes(kind, n, k))
-        values = np.empty((len(columns), k), np.float32)
+        values = np.empty((len(columns), k), np.float32)  # covered: the call writes k values of each, or raises
         at = np.ascontiguousarray(columns, np.int32)
         code = self.handle.ramet_unpack(kind, n, k, packed.ctypes.data, len(at), at.ctypes.data, values.ctypes.data)
         self.check(code, f"unpacking a weight of {n} x {k}")
@@ -248,7 +248,7 @@ class Pool:
         if x.ndim != 2 or x.shape[1] != weight.k:
             raise ModelError(f"x: has shape {list(x.shape)}, the weight takes {weight.k} inputs")
         x = np.ascontiguousarray(x, np.float32)
-        y = np.empty((len(x), weight.n), np.float32)
+        y = np.empty((len(x), weight.n), np.float32)  # covered: the call writes every element, or raises
         code = self.lib.handle.ramet_linear(self._open(), c.byref(weight), len(x), x.ctypes.data, y.ctypes.data)
         self.lib.check(code, f"a product of {len(x)} rows and a weight of {weight.n} x {weight.k}")
         return y

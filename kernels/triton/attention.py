@@ -275,7 +275,7 @@ def attention(
     assert cache.stride(3) == 1 and cache.stride(2) == dim, "a slot's keys of one head are contiguous, and so are slots"
     assert cache.stride(0) % dim == 0 and cache.stride(1) % dim == 0, "heads and values begin at a multiple of D"
     q = q.to(cache.dtype).contiguous()
-    out = torch.empty(len(q), heads * dim, dtype=dtype, device=q.device)  # every row: an item, a merge or a zero
+    out = torch.empty(len(q), heads * dim, dtype=dtype, device=q.device)  # all is written: an item, a merge or a zero
     classes = [(0, NARROW_M, work.narrow)] * work.has_narrow + [(1, work.wide_m, work.wide)] * work.has_wide
     if not classes:
         return out.zero_()

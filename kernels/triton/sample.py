@@ -94,7 +94,7 @@ def draw_scratch(room: DrawRoom, vocab: int, device: torch.device) -> DrawScratc
         short_x=floats(cut, _CAPACITY),
         short_at=integers(cut, _CAPACITY),
         found=integers(rows, 4),
-        tokens=torch.empty(rows, dtype=torch.int64, device=device),
+        tokens=torch.empty(rows, dtype=torch.int64, device=device),  # uninitialised, like the others
     )
 
 

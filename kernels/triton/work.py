@@ -163,7 +163,7 @@ def _flat(groups: Sequence[Group]) -> tuple[I64, I64, I64, I64]:
 
 
 def _sizes(members: I64 | I32, edges: I64) -> I64:
-    sizes = np.empty_like(edges)
+    sizes = np.empty_like(edges)  # covered by the two lines below
     sizes[:-1] = edges[1:] - edges[:-1]
     sizes[-1] = len(members) - edges[-1]
     return sizes
@@ -267,7 +267,7 @@ def _cut(tiles: _Tiles, span: I64 | int) -> tuple[I32, int]:
     begin, end = np.maximum(at, base), np.minimum(at + wide, tiles.end[tile])
     writes = np.where((tiles.alone & (pieces == 1))[tile], 0, count)
     after = np.cumsum(writes)
-    items = np.empty((len(tile), COLUMNS + 1), np.int32)
+    items = np.empty((len(tile), COLUMNS + 1), np.int32)  # every column is written below
     items[:, FIRST], items[:, COUNT], items[:, KV_AT] = tiles.first[tile], count, tiles.kv[tile] + begin
     items[:, START], items[:, LENGTH] = begin, end - begin
     items[:, OUT] = np.where(writes == 0, -1, after - writes)

@@ -137,9 +137,11 @@ class LLAutomaton:
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Follow `tokens`; when one is not allowed, none is followed and `GrammarError` is raised."""
-        wrong = next((t for t in tokens if not self._lexicon.spells(t)), None)
-        if wrong is not None:
-            raise GrammarError(f"token {wrong} is no text: end tokens, control tokens and padding are never followed")
+        for token in tokens:
+            if not self._lexicon.spells(token):
+                raise GrammarError(
+                    f"token {token} is no text: end tokens, control tokens and padding are never followed"
+                )
         if self._lanes and any(self._lexicon.is_raw(t) for t in tokens):
             raise GrammarError("a control character is not allowed where JSON is")
         self._lasting(lambda: self._follow(tokens))
@@ -188,6 +190,9 @@ class LLAutomaton:
             return False
         if self._matcher.is_stopped():
             return True
+        # mostly there is a choice, and it shows without a mask: in a class of characters, what came may come again
+        if self._followed and self._matcher.validate_tokens(self._followed[-1:]):
+            return False
         return not (self._here() & ~self._lexicon.ends).any()
 
     def copy(self) -> LLAutomaton:

@@ -21,6 +21,7 @@ import msgspec
 
 from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError, RametError
+from ramet.runtime.boundary import blame
 from ramet.runtime.grammar.base import Compiled
 from ramet.runtime.grammar.limits import SpecLimits, label
 from ramet.runtime.grammar.proof import Prover
@@ -74,8 +75,8 @@ def answer(prover: Prover, constraint: ir.Constraint, limits: SpecLimits) -> Don
         return Refused(f"{name}: is nested too deeply (limit: depth); flatten it", _peak())
     except MemoryError:
         return Refused(over_memory(name, limits), _peak())
-    except Exception as error:  # noqa: BLE001 (the main of a process: the one who asked is told)
-        return Refused(f"{name}: cannot be compiled: {type(error).__name__}: {error} (a defect of ramet)", _peak())
+    except BaseException as error:  # noqa: BLE001 (the main of a process: the one who asked is told)
+        return Refused(f"{name}: cannot be compiled: {blame(error)} (a defect of ramet)", _peak())
 
 
 def over_memory(name: str, limits: SpecLimits) -> str:

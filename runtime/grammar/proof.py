@@ -87,7 +87,7 @@ class Prover:
         text = translation.shortest
         if text is None:
             return 0
-        if len(text) > EXACT:
+        if len(text) > min(EXACT, STATES // 2):  # each byte may need a state of its own
             return self._speller.fewest(text) or 0
         ids = self._speller.spell(text)
         if ids is None:

@@ -22,6 +22,8 @@ from ramet.runtime.server import docs
 from ramet.runtime.server.call import Caller
 from ramet.runtime.server.failures import Failure, bad, of
 from ramet.runtime.server.guard import Guard
+from ramet.runtime.server.idempotency import Idempotency
+from ramet.runtime.server.idempotency_records import Bounds
 from ramet.runtime.server.logs import Access
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.service import Service
@@ -49,7 +51,7 @@ def create_app(service: Service, settings: Settings, metrics: Metrics, routers: 
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unforeseen)
-    whole: ASGIApp = Guard(_heads(app), settings)
+    whole: ASGIApp = Guard(Idempotency(_heads(app), Bounds(settings.idempotency_seconds)), settings)
     if settings.cors_origin:
         whole = CORSMiddleware(whole, allow_origins=settings.cors_origin, allow_methods=["*"], allow_headers=["*"])
     return Access(whole)

@@ -106,6 +106,8 @@ def of_event(kind: str, message: str) -> Failure:
     """The failure that a `Failed` or `Ended` event of kind `kind` (a key of `errors.FAILURES`) means."""
     if kind == "context":
         return Failure(400, message, code="context_length_exceeded")
+    if kind == "constraint":
+        return bad(message)
     if kind == "transport":
         return unavailable(message, 1.0)
     if kind == "aborted":

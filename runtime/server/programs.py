@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +17,7 @@ from fastapi import APIRouter, Depends, Request, Response, WebSocket
 from pydantic import ConfigDict, Field, JsonValue
 
 from ramet.frontend import errors, ir
+from ramet.runtime.boundary import contained
 from ramet.runtime.server import plans
 from ramet.runtime.server import program_body as body
 from ramet.runtime.server.call import Caller
@@ -24,7 +26,18 @@ from ramet.runtime.server.live import converse
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
-from ramet.runtime.server.wire import Batches, Body, Event, StrictRoute, attended, caller_of, noted, reply, sse
+from ramet.runtime.server.wire import (
+    Batches,
+    Body,
+    Event,
+    StrictRoute,
+    attended,
+    caller_of,
+    noted,
+    reply,
+    sse,
+    unfinished,
+)
 
 Told = TypeVar("Told")
 Who = Depends(caller_of)
@@ -85,7 +98,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
             raise bad("`args` are those of a `plan`: leave them out", "args")
         ops = body.operations(program.ops)
         body.Meter(opening.limits, service.context).take(ops)
-        events = _events(service, opening, ops, caller)
+        events = _marked(_events(service, opening, ops, caller), request)
         if program.stream:
             framed = _framed(events)
             return await sse(framed, request, caller, done=None, failed=_failed, notes=notes)
@@ -99,7 +112,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
         if program.plan is None or program.ops is not None:
             raise bad("give `ops`, or a `plan` with its `args`: one of the two", "ops")
         run = await asyncio.to_thread(plans.prepared, program.plan, program.args or {}, opening, service, settings)
-        events = run.events(service, opening, caller)
+        events = _marked(run.events(service, opening, caller), request)
         if program.stream:
             return await sse(_framed(events), request, caller, done=None, failed=_failed, notes=notes)
         async with contextlib.aclosing(events):
@@ -129,7 +142,8 @@ async def _events(
                 yield event
     except Failure as failure:
         if failure.status == 400 and not begun:
-            raise await asyncio.to_thread(_located, service, opening.header, ops, failure) from None
+            located = partial(_located, service, opening.header, ops, failure)
+            raise await asyncio.to_thread(contained, located) from None
         raise
 
 
@@ -143,6 +157,15 @@ def _located(service: Service, header: ir.Header, ops: Sequence[ir.AnyOp], failu
             where = f"ops[{index}]"
             return Failure(400, f"`{where}` ({op.id}): {error.message}", code=failure.code, param=where)
     return failure
+
+
+async def _marked(events: AsyncGenerator[Told, None], request: Request) -> AsyncGenerator[Told, None]:
+    """The same events; what was stopped, or lost its engine, is not given again under its Idempotency-Key."""
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if isinstance(event, ir.Ended) and event.kind:
+                unfinished(request.scope)
+            yield event
 
 
 async def _all(events: AsyncGenerator[Told, None]) -> list[Told]:

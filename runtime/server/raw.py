@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from ramet.frontend import ir
+from ramet.runtime.boundary import contained
 from ramet.runtime.server.call import Answer, Prompt
 from ramet.runtime.server.compose import check_size
 from ramet.runtime.server.failures import Failure, bad
@@ -80,7 +82,7 @@ async def ids_of(service: Service, text: str, *, special: bool, bos: bool) -> tu
     if not special:
         return await service.encode(text, special=bos)
     tokenizer = service.tokenizer
-    ids = await asyncio.to_thread(tokenizer.encode_template, text, start=bos)
+    ids = await asyncio.to_thread(contained, partial(tokenizer.encode_template, text, start=bos))
     if bos and tokenizer.add_bos and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
         ids = [tokenizer.bos, *ids]
     return tuple(ids)

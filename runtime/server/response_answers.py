@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,9 +113,11 @@ class _Made:
     meta: ir.Meta = field(default_factory=ir.Meta)
 
 
-async def events(service: Service, asked: Asked, caller: Caller, recall: Recall | None) -> Batches:
+async def events(
+    service: Service, asked: Asked, caller: Caller, recall: Recall | None, unfinished: Callable[[], None]
+) -> Batches:
     """The events of a response, in OpenAI's order. What fails before the first is raised; later failures are told by
-    `error` and `response.failed`. `recall` keeps the response when it is whole."""
+    `error` and `response.failed`, after `unfinished` was called. `recall` keeps the response when it is whole."""
     number = itertools.count()
 
     def event(name: str, /, **fields: Any) -> Event:
@@ -131,6 +133,7 @@ async def events(service: Service, asked: Asked, caller: Caller, recall: Recall 
     except Failure as failure:
         if made.begun is None:
             raise
+        unfinished()
         error = {"code": "server_error", "message": failure.message}
         yield [
             event("error", code=failure.code, message=failure.message, param=failure.param),

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ from ramet.runtime.server.speech import Manner
 from ramet.runtime.server.status import check_model
 from ramet.runtime.server.toolcalls import response_offer
 from ramet.runtime.server.toolhistory import Ledger, Told
-from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply, sse
+from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply, sse, unfinished
 
 Who = Depends(caller_of)
 LOGPROBS = "message.output_text.logprobs"
@@ -129,7 +130,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
         more += await service.compiled(asked.call)
         store = body.store is not False
         if body.stream:
-            made = events(service, asked, caller, recall if store else None)
+            made = events(service, asked, caller, recall if store else None, partial(unfinished, request.scope))
             return await sse(made, request, caller, done=None, notes=(*notes, *more))
         response, kept = whole(await attended(request, service.complete(asked.call, caller)), asked)
         if store:

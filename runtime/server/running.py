@@ -11,9 +11,11 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from types import TracebackType
 
 from ramet.frontend import errors, ir
+from ramet.runtime.boundary import contained
 from ramet.runtime.client import ClientSession, EngineClient
 from ramet.runtime.server import failures
 from ramet.runtime.server.bridge import Bridge, EngineLost, Mailbox
@@ -130,7 +132,7 @@ class Duplex:
         try:
             async with self._turn:
                 loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self._threads, self._session.send, tuple(ops))
+                await loop.run_in_executor(self._threads, contained, partial(self._session.send, tuple(ops)))
         except (errors.RametError, OSError) as error:
             raise known(error) from None
         finally:

@@ -22,6 +22,7 @@ import msgspec
 
 from ramet.frontend import errors, ir
 from ramet.runtime import messages as m
+from ramet.runtime.boundary import contained
 from ramet.runtime.client import ClientSession, EngineClient
 from ramet.runtime.server import compose, failures
 from ramet.runtime.server.accounts import Accounts, Observer
@@ -310,7 +311,7 @@ class Service:
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         try:
-            return await self._attach().run_in_executor(self._threads, work)
+            return await self._attach().run_in_executor(self._threads, contained, work)
         except errors.RametError as error:
             raise known(error) from None
 
@@ -353,7 +354,7 @@ class Service:
         if call.constraint is None:
             return ()
         work = partial(compose.compiled, call, self.client, since=time.monotonic())
-        return await self._attach().run_in_executor(self._compilers, work)
+        return await self._attach().run_in_executor(self._compilers, contained, work)
 
     # -- control
 

@@ -45,6 +45,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     body_timeout: Annotated[float, Meta(gt=0, description="seconds for a request's body to arrive")] = 30.0
     request_timeout: Annotated[float, Meta(ge=0, description="seconds a request may take; 0 is no limit")] = 0.0
     drain_timeout: Annotated[float, Meta(ge=0, description="seconds that SIGTERM leaves running requests")] = 30.0
+    idempotency_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="for which the answer to a request with an Idempotency-Key is kept (of all together 64 MB, of "
+            "each 8 MB), and its run goes on without a client; 0 keeps none",
+        ),
+    ] = 600.0
     seed: Annotated[
         int, Meta(ge=-1, description="makes requests without a seed repeatable, in order of arrival; -1 does not")
     ] = -1

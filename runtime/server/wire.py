@@ -215,27 +215,33 @@ class StrictRoute(APIRoute):
 async def attended(request: Request, work: Awaitable[Answer]) -> Answer:
     """The result of `work`, which is cancelled when the client goes away first."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request.receive))
+    leaving = asyncio.ensure_future(gone(request.receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            gone.result()  # why the body could not be read, if that is it
+            leaving.result()  # why the body could not be read, if that is it
             raise Failure(499, "the client went away", type="aborted", code="client_closed_request")
         return task.result()
     finally:
-        for each in (task, gone):
+        for each in (task, leaving):
             if not each.done():
                 each.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await each
 
 
-async def _gone(receive: Receive) -> None:
+async def gone(receive: Receive) -> None:
+    """Wait until the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         continue
 
 
 # -- out
+
+
+def unfinished(scope: Scope) -> None:
+    """Say that an answer with status 200 breaks off: it is not given again under its Idempotency-Key."""
+    scope.get("ramet.unfinished", lambda: None)()
 
 
 def headers_of(caller: Caller, notes: Sequence[str] = ()) -> dict[str, str]:
@@ -345,9 +351,9 @@ class Stream(Response):
         tasks: list[asyncio.Future[None]] = []
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            tasks += map(asyncio.ensure_future, (self._send(send), _gone(receive), self._beat(send)))
-            sender, gone, _ = tasks
-            await asyncio.wait({sender, gone}, return_when=asyncio.FIRST_COMPLETED)
+            tasks += map(asyncio.ensure_future, (self._send(send, scope), gone(receive), self._beat(send)))
+            sender, leaving, _ = tasks
+            await asyncio.wait({sender, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if sender.done():
                 sender.result()
         finally:
@@ -358,7 +364,7 @@ class Stream(Response):
                         await each
             await self._events.aclose()
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send, scope: Scope) -> None:
         clock = asyncio.get_running_loop().time
         frame = self._frame
         try:
@@ -371,6 +377,7 @@ class Stream(Response):
             last: Payload | Event | None = self._done
         except Exception as error:  # noqa: BLE001 (the request boundary: the client is told, the server goes on)
             last = self._failed(of(error))
+            unfinished(scope)
         self._keep_alive = b""  # nothing may follow the end
         await _body(send, b"" if last is None else frame(last), more=False)
 

@@ -35,4 +35,4 @@ def test_forced_text_costs_fewer_steps() -> None:
     assert min(steps["character JSON"], steps["tool call"], steps["invoice"]) > 1
     assert all(row["steps off/exact"] >= 1 for row in found["steps"])
     assert found["masks"]["masks"] > 10 and found["compilations"]["schemas"] == 2
-    assert found["load"]["batch"] == 3
+    assert [row["load"] for row in found["load"]] == ["free", "regex", "JSON"] and found["load"][0]["batch"] == 3

@@ -113,7 +113,7 @@ def fixed_filled(s: rt.State, a: str) -> str:
 
 
 def test_choices_that_arguments_fill():
-    one(same_filled, "duplicate-choices", "error", "contain '{...}!' twice", line=1)
+    one(same_filled, "duplicate-choices", "error", "contain '{a}!' twice", line=1)
     one(open_filled, "duplicate-choices", "note", r"'\{a\}' .*only in a run", line=1)
     assert codes(check(fixed_filled)) == []
 

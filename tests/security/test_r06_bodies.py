@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from collections.abc import Iterator
@@ -10,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ramet.runtime.server import wire
+from ramet.runtime.server import guard, wire
 
-from ..server.raw import answer_to, request
+from ..server.raw import answer_to, connected, request, until_closed
 from ..server.serving import WAIT, Served, serving
 
 pytestmark = pytest.mark.model
@@ -89,3 +90,95 @@ def test_slow_bodies():
         head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 10\r\n\r\n"
         assert answer_to(served.url, head + b"{")[0] == 408
         assert answer_to(served.url, request("POST", "/generate", body=json.dumps(SMALL).encode()))[0] == 200
+
+
+# --- positive controls: what bounds a body is taken out, and the same request comes through
+
+
+def said(served: Served, sent: bytes, seconds: float = WAIT) -> str:
+    """Status and first words of the answer to raw bytes; empty when none comes in time."""
+    with connected(served.url) as connection:
+        connection.settimeout(seconds)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(sent)
+        try:
+            answer = until_closed(connection)
+        except TimeoutError:
+            return ""
+    return answer.partition(b" ")[2].decode("utf-8", "replace")
+
+
+def chunked(body: bytes) -> bytes:
+    head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+
+SLOW = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 10\r\n\r\n{"
+DEEP = b'{"x":' + b"[" * 2 * wire.MAX_DEPTH + b"]" * 2 * wire.MAX_DEPTH + b"}"
+BODY = json.dumps(SMALL).encode()
+FORM = "Content-Type: multipart/form-data; boundary=x"
+
+
+async def _unbounded(self: Any) -> Any:
+    return await self._receive()
+
+
+class _Any:
+    """As many as anybody wants."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+# Name: what is sent, how the refusal begins, its word, and what is changed: (object, attribute, instead).
+FAULTS: dict[str, tuple[bytes, str, str, tuple[Any, str, Any]]] = {
+    "a declared length is believed": (
+        *(request("POST", "/generate", body=padded((1 << 16) + 1)), "413", "request_too_large"),
+        (guard.Guard, "_limited", lambda self, scope, headers, receive: receive),
+    ),
+    "bytes are not counted": (
+        *(chunked(padded((1 << 16) + 1)), "413", "request_too_large"),
+        (guard._Body, "__call__", _unbounded),
+    ),
+    "encodings are not looked at": (
+        *(request("POST", "/generate", "Content-Encoding: gzip", body=BODY), "415", "compressed"),
+        (guard.Guard, "_limited", lambda self, scope, headers, receive: receive),
+    ),
+    "forms are read": (request("POST", "/generate", FORM, body=BODY), "415", "forms", (wire, "_FORMS", ("never/",))),
+    "nesting is not measured": (
+        *(request("POST", "/generate", body=DEEP), "400", "nested"),
+        (wire, "MAX_DEPTH", 10**6),
+    ),
+    "parts are not counted": (
+        *(request("POST", "/generate", body=b'{"x":[' + b"[]," * 10_000 + b"[]]}"), "400", "more than 1000 arrays"),
+        (wire, "MAX_PARTS", 10**6),
+    ),
+    "keys may come twice": (
+        *(request("POST", "/generate", body=b'{"text":"a",' + BODY[1:]), "400", "key twice"),
+        (wire, "_keys", lambda value: _Any()),
+    ),
+    "bodies may take for ever": (SLOW, "408", "did not arrive", (guard._Body, "__call__", _unbounded)),
+}
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Served]:
+    with serving(max_body=1 << 16, body_timeout=0.5) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_control_a_bound_that_is_taken_out_is_missed(hasty: Served, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, status, word, (place, attribute, instead) = FAULTS[name]
+    if attribute == "MAX_PARTS":
+        monkeypatch.setattr(wire, "MAX_PARTS", 1000)
+    answer = said(hasty, sent)
+    assert answer.startswith(status) and word in answer, answer
+    monkeypatch.setattr(place, attribute, instead)
+    answer = said(hasty, sent, 2.0 if status == "408" else WAIT)
+    assert not (answer.startswith(status) and word in answer), answer

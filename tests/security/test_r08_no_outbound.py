@@ -1,109 +1,191 @@
-"""R8: the server connects to nobody and opens no path that a client names. An audit hook, in a process of its own,
-watches while every route is asked to."""
+"""R8: the server connects to nobody and opens no path that a client names. Audit hooks in all of its processes watch
+while every route is asked, streaming too, as user and as admin, and while programs and plans run."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
+import httpx
 import pytest
+from websockets.sync.client import connect
+
+import ramet as rt
+
+from ..server.serving import WAIT
+from .watched import NAMED, SEEDED, Watched, suspicious, watching
 
 pytestmark = pytest.mark.model
-NAMED = "named-by-a-client"
-PROBE = '''
-import asyncio, json, os, sys
-from ramet.runtime.server.routes import ROUTERS
-from ramet.runtime.server.settings import Settings
-from ramet.runtime.server.gate import GateLimits
-from ramet.runtime.server.service import Service
-from ramet.runtime.server.metrics import Metrics
-from ramet.runtime.server.app import create_app
-from ramet.runtime.start import start
-import httpx
+SHORT: dict[str, dict[str, Any]] = {  # how each protocol says that an answer is to be short
+    "/generate": {"sampling_params": {"max_new_tokens": 1}},
+    "/v1/responses": {"max_output_tokens": 1},
+    "/api/": {"options": {"num_predict": 1}},
+    "/v1/": {"max_tokens": 1},
+}
+MODEL = "random:tiny"
+ADMIN = {"x-api-key": "boss"}
 
-NAMED = sys.argv[1]
-seen = []
-WATCHED = ("socket.connect", "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "os.system", "open")
 
-def hook(event, args):
-    if event in WATCHED and (event != "open" or NAMED in str(args[0])):
-        seen.append([event, str(args[:2])[:200]])
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    keys = ("--api-key", "user", "--admin-key", "boss", "--dashboard")
+    with watching(tmp_path_factory.mktemp("watched"), *keys) as made:
+        yield made
 
-URL = f"http://127.0.0.1:9/{NAMED}"
-PATH = f"/{NAMED}/x"
-STRINGS = (URL, PATH, f"file://{PATH}", f"{{% include '{PATH}' %}}")
 
-def bodies():
+@pytest.fixture
+def http(watched: Watched) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=watched.url, timeout=WAIT, headers=ADMIN) as made:
+        yield made
+
+
+def strings(watched: Watched) -> tuple[str, ...]:
+    """What a client may hope that somebody follows."""
+    path = watched.named_path
+    return (watched.named_url, path, f"file://{path}", f"{{% include '{path}' %}}", f"data:text/plain,{NAMED}")
+
+
+def bodies(watched: Watched) -> Iterator[dict[str, Any]]:
     """Bodies that every protocol reads its own part of, with a URL or a path wherever somebody might follow one."""
-    short = {"model": "tiny", "max_tokens": 1, "max_output_tokens": 1,
-             "sampling_params": {"max_new_tokens": 1}, "options": {"num_predict": 1}}
-    for i in range(11):
-        text = STRINGS[i % 4]
+    found = strings(watched)
+    for i in range(13):
+        text = found[i % len(found)]
         schema = {"$ref": text}
-        contents = [
+        contents: list[Any] = [
             text,
             [{"type": "image_url", "image_url": {"url": text}}, {"type": "text", "text": text}],
             [{"type": "image", "source": {"type": "url", "url": text}}],
             [{"type": "input_file", "file_url": text}],
+            [{"type": "document", "source": {"type": "file", "file_id": text}}],
+            [{"type": "input_audio", "input_audio": {"data": text, "format": "wav"}}],
         ]
-        messages = [{"role": "user", "content": contents[i] if i < 4 else "x"}]
-        extras = [
+        extras: list[dict[str, Any]] = [
             {"chat_template": text, "chat_template_kwargs": {"template": text}},
-            {"lora_path": text, "model_path": text},
-            {"images": [text], "image_data": text},
-            {"sampling_params": {"max_new_tokens": 1, "json_schema": json.dumps(schema)}},
+            {"lora_path": text, "model_path": text, "adapters": [text]},
+            {"images": [text], "image_data": text, "video_data": [text]},
+            {"sampling_params": {"json_schema": json.dumps(schema)}, "guided_grammar": text},
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}},
-            {"name": text, "path": text, "from": text, "url": text},
+            {"name": text, "path": text, "from": text, "url": text, "user": text, "cache_salt": text},
             {"tools": [{"type": "function", "function": {"name": "x", "parameters": schema}}]},
         ]
+        messages = [{"role": "user", "content": contents[i] if i < 6 else "x"}]
         texts = {"messages": messages, "input": messages, "prompt": text, "text": text, "stream": False}
-        yield {**short, **texts, **(extras[i - 4] if i >= 4 else {})}
-
-async def main():
-    client = start("random:tiny", {"threads": 1, "dtype": "float32", "kv_tokens": 4096, "context": 1024,
-                   "device": "cpu"}, in_process=True)
-    service = Service(client, names=("tiny",), limits=GateLimits())
-    app = create_app(service, Settings(), Metrics("tiny", compat=True), ROUTERS)
-    await service.start()
-    statuses = {}
-    inside = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=inside, base_url="http://localhost", timeout=60) as http:
-        paths = (await http.get("/openapi.json")).json()["paths"]
-        await http.post("/generate", json={"text": "x", "sampling_params": {"max_new_tokens": 1}})
-        sys.addaudithook(hook)
-        for path, methods in paths.items():
-            real = path.replace("{name}", NAMED).replace("{", "").replace("}", "")
-            for method in methods:
-                for body in (list(bodies()) if method == "post" else [None]):
-                    answer = await http.request(method, real, json=body, params={"url": URL})
-                    statuses[str(answer.status_code)] = statuses.get(str(answer.status_code), 0) + 1
-        quiet, seen[:] = list(seen), []
-        try:  # the control: what the hook would have seen
-            import socket
-            socket.create_connection(("127.0.0.1", 9), 0.1)
-        except OSError:
-            pass
-        try:
-            open(PATH)
-        except OSError:
-            pass
-        print(json.dumps({"quiet": quiet, "control": [event for event, _ in seen], "statuses": statuses}))
-    await service.close()
-
-asyncio.run(main())
-'''
+        yield {**texts, **(extras[i - 6] if i >= 6 else {})}
 
 
-def test_no_connection_and_no_file_of_a_client_s_choice(tmp_path: Path):
-    script = tmp_path / "probe.py"
-    script.write_text(PROBE)
-    done = subprocess.run(
-        [sys.executable, "-P", str(script), NAMED], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["quiet"] == []
-    assert set(found["control"]) >= {"socket.connect", "open"}
-    assert found["statuses"].get("200", 0) > 20 and "500" not in found["statuses"]
+def shortened(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The body, for few tokens."""
+    limit = next((limit for start, limit in SHORT.items() if path.startswith(start)), {})
+    return {
+        **body,
+        **{
+            name: {**value, **body.get(name, {})} if isinstance(value, dict) else value for name, value in limit.items()
+        },
+    }
+
+
+def begun(http: httpx.Client, method: str, path: str, watched: Watched) -> int:
+    """The status of an answer without a body of ours, and its first bytes: the dashboard's stream has no end."""
+    with http.stream(method, path, params={"url": watched.named_url}) as answer:
+        next(answer.iter_raw(), b"")
+        return answer.status_code
+
+
+def every_route(http: httpx.Client, watched: Watched) -> Counter[tuple[str, int]]:
+    """Ask every operation of the application; how often each was answered with each status."""
+    statuses: Counter[tuple[str, int]] = Counter()
+    paths = http.get("/openapi.json").json()["paths"]
+    assert len(paths) > 30
+    for path, methods in paths.items():
+        real = path.replace("{name}", NAMED).replace("{", "").replace("}", "")
+        for method in methods:
+            if method != "post":
+                statuses[path, begun(http, method, real, watched)] += 1
+                continue
+            for n, body in enumerate(bodies(watched)):
+                for stream in (False, True) if n in (0, 1, 9) else (False,):
+                    answer = http.post(
+                        real, json={**shortened(path, body), "stream": stream}, params={"path": watched.named_path}
+                    )
+                    statuses[path, answer.status_code] += 1
+    for page in ("/docs", "/openapi.json", "/dashboard"):
+        statuses[page, http.get(page, params={"url": watched.named_url}).status_code] += 1
+    return statuses
+
+
+@rt.function(temperature=0)
+def told(s: rt.State, text: str) -> str:
+    """A call and a decision."""
+    s.user(f"Look at {text}")
+    good = s.reply(bool, name="good")
+    s.user("Why?" if good.get() else "Why not?")
+    return s.reply(name="why", max_tokens=2).get()
+
+
+def ops(text: str) -> list[dict[str, Any]]:
+    return [
+        {"type": "text", "id": "0.0", "seq": "0", "parts": [text]},
+        {"type": "gen", "id": "0.1", "seq": "0", "var": text[:20], "sampling": {"max_tokens": 1}},
+    ]
+
+
+def programs(http: httpx.Client, watched: Watched) -> None:
+    """Programs, plans and a WebSocket."""
+    plan = json.loads(told.compile().dumps())
+    for text in strings(watched):
+        header = {"name": text, "namespace": text}
+        for body in ({"ops": ops(text)}, {"plan": plan, "args": {"text": text}}):
+            for stream in (False, True):
+                answer = http.post("/v1/programs", json={"version": 1, "header": header, "stream": stream, **body})
+                assert answer.status_code == 200, answer.text
+    with connect(f"ws{watched.url[4:]}/v1/programs", additional_headers=ADMIN) as line:
+        line.send(json.dumps({"version": 1, "header": {"name": NAMED}, "ops": ops(watched.named_path), "end": True}))
+        while json.loads(line.recv(WAIT))["type"] not in ("ended", "error"):
+            continue
+
+
+def test_no_connection_and_no_file_of_a_client_s_choice(watched: Watched, http: httpx.Client):
+    regex = {"text": "x", "sampling_params": {"max_new_tokens": 4, "regex": "a"}}
+    assert http.post("/generate", json=regex).status_code == 200  # what compiles, and what follows, is there now
+    watched.forget()
+    statuses = every_route(http, watched)
+    programs(http, watched)
+    assert suspicious(watched) == []
+    answered = Counter(status for _, status in statuses.elements())
+    assert answered[200] > 100 and answered[400] > 30 and not [s for s in answered if s >= 500 and s != 503], answered
+    assert len({path for path, status in statuses if status == 200}) > 25, "few routes were really run"
+
+
+ACTIONS = {
+    "connects": "socket.connect",
+    "resolves": "socket.getaddrinfo",
+    "sends": "socket.sendto",
+    "listens": "socket.bind",
+    "opens": "open",
+    "lists": "os.listdir",
+    "makes": "os.mkdir",
+    "removes": "os.remove",
+    "database": "sqlite3.connect",
+    "runs": "subprocess.Popen",
+    "child": "subprocess.Popen",
+    "library": "ctypes.dlopen",
+    "module": "import",
+    "code": "compile",
+}
+
+
+@pytest.mark.parametrize("place", ["server", "engine"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_seeded_fault_is_seen(watched: Watched, http: httpx.Client, action: str, place: str):
+    watched.forget()
+    at = "at-server" if place == "server" else "at-engine"
+    text = f"{at} {SEEDED}{action}." if place == "server" else "x"
+    body = shortened("/generate", {"text": text})
+    headers = {"x-request-id": f"{SEEDED}{action}.1"} if place == "engine" else {}
+    assert http.post("/generate", json=body, headers=headers).status_code == 200
+    found = suspicious(watched)
+    assert (place, ACTIONS[action]) in [(role, event) for role, event, _ in found]
+    if action == "connects":  # native code would be seen too, by whom it reached
+        assert ("somebody", "connected", [1]) in found

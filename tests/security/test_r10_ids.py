@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+import random
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from typing import Any
 
 import httpx
 import pytest
+
+from ramet.frontend import ir
+from ramet.runtime import client as client_module
+from ramet.runtime import messages as m
+from ramet.runtime.client import ClientSession, EngineClient
+from ramet.runtime.server import failures
+from ramet.runtime.server.call import Caller
+from ramet.runtime.server.service import Service
 
 from ..server.serving import WAIT, Served, serving
 
@@ -49,15 +61,115 @@ def ended(lines: Iterator[str]) -> dict[str, Any]:
     return last
 
 
-def test_only_the_owner_of_an_id_ends_it(served: Served):
-    with client(served, "alice") as alice, client(served, "bob") as bob, running(alice, "job-1") as lines:
-        for rid in ("job-1", "job", "JOB-1"):
-            assert aborted(bob, rid=rid) == 0
+def only_the_owner(served: Served, rid: str = "job-1") -> None:
+    """The check: an abort ends what has exactly this id in the same namespace, and nothing else."""
+    with client(served, "alice") as alice, client(served, "bob") as bob, running(alice, rid) as lines:
+        for other in (rid, "job", "JOB-1"):
+            assert aborted(bob, rid=other) == 0
         assert aborted(bob, abort_all=True) == 0
-        for rid in ("job", "job-", "job-10", "JOB-1", "job-1 ", "%", "*", "job-."):
-            assert aborted(alice, rid=rid) == 0
-        assert aborted(alice, rid="job-1") == 1  # the control: it was there all the time
+        for other in ("job", "job-", "job-10", "JOB-1", "job-1 ", "%", "*", "job-.", "ob-1", "job-1\0"):
+            assert aborted(alice, rid=other) == 0, other
+        assert aborted(alice, rid=rid) == 1  # the control: it was there all the time
         assert "abort" in json.dumps(ended(lines))
+
+
+def test_only_the_owner_of_an_id_ends_it(served: Served):
+    only_the_owner(served)
+
+
+Match = Callable[[str, str], bool]
+
+
+def aborting(match: Match, *, anywhere: bool = False) -> Callable[[Service, str, Caller], int]:
+    """`Service.abort` with another idea of which ids are equal, or of whose they are."""
+
+    def abort(self: Service, label: str, caller: Caller) -> int:
+        chosen = [
+            run
+            for (namespace, name), runs in self._runs.items()
+            if (anywhere or namespace == caller.namespace) and (label == "" or match(label, name))
+            for run in runs
+        ]
+        for run in chosen:
+            run.fail(failures.of_event("aborted", "the request was aborted"))
+        return len(chosen)
+
+    return abort
+
+
+MUTATIONS = {
+    "a prefix": aborting(lambda label, name: name.startswith(label)),
+    "a longer one": aborting(lambda label, name: label.startswith(name)),
+    "a part": aborting(lambda label, name: label in name),
+    "any case": aborting(lambda label, name: label.lower() == name.lower()),
+    "a pattern": aborting(lambda label, name: fnmatch(name, label)),
+    "an expression": aborting(lambda label, name: re.fullmatch(re.sub(r"^[*%]", ".", label), name) is not None),
+    "without spaces": aborting(lambda label, name: label.strip() == name),
+    "anybody's": aborting(lambda label, name: label == name, anywhere=True),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_another_idea_of_equal_ids_is_seen(served: Served, monkeypatch: pytest.MonkeyPatch, mutation: str):
+    monkeypatch.setattr(Service, "abort", MUTATIONS[mutation])
+    with pytest.raises(AssertionError):
+        only_the_owner(served)
+
+
+# -- the engine's own ids
+
+
+def made_here(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check: programs have ids of 128 random bits, whatever their clients call them."""
+    opened: list[str] = []
+
+    def send(self: EngineClient, order: m.Order) -> None:
+        if isinstance(order, m.OrderOpen):
+            opened.append(order.program)
+
+    monkeypatch.setattr(EngineClient, "send", send)
+    for name in ("", "0" * 32, "f" * 32, "job-1") * 16:
+        session = served.client.open(ir.Header(name=name), lambda event: None)
+        served.client._sessions.pop(session.id, None)
+    assert len(opened) == 64 and all(re.fullmatch("[0-9a-f]{32}", each) for each in opened)
+    numbers = [int(each, 16) for each in opened]
+    ever, always = 0, (1 << 128) - 1
+    for number in numbers:
+        ever, always = ever | number, always & number
+    assert len(set(numbers)) == 64 and (ever, always) == ((1 << 128) - 1, 0), "a bit of them never changes"
+
+
+def test_ids_are_made_here(served: Served, monkeypatch: pytest.MonkeyPatch):
+    made_here(served, monkeypatch)
+    with client(served, "alice") as http:  # and there is no field to name one
+        for name in ("id", "program", "request_id", "program_id"):
+            body = {"version": 1, "header": {name: "f" * 32}, "ops": [], "stream": False}
+            assert http.post("/v1/programs", json=body).status_code == 400
+
+
+COUNTER = itertools.count()
+
+
+def by_the_client(self: ClientSession, made: EngineClient, header: ir.Header, deliver: Any) -> None:
+    SESSION(self, made, header, deliver)
+    self.id = self.translator._program = header.name
+
+
+SESSION = ClientSession.__init__
+IDS: dict[str, tuple[Any, str, Any]] = {
+    "counted": (client_module.secrets, "token_hex", lambda count: f"{next(COUNTER):032x}"),
+    "64 bits": (client_module.secrets, "token_hex", lambda count: f"{random.getrandbits(64):032x}"),
+    "short": (client_module.secrets, "token_hex", lambda count: f"{random.getrandbits(32):08x}"),
+    "all the same": (client_module.secrets, "token_hex", lambda count: "ab" * count),
+    "the client's": (ClientSession, "__init__", by_the_client),
+}
+
+
+@pytest.mark.parametrize("mutation", IDS)
+def test_other_ids_are_seen(served: Served, monkeypatch: pytest.MonkeyPatch, mutation: str):
+    monkeypatch.setattr(*IDS[mutation])
+    with pytest.raises(AssertionError):
+        made_here(served, monkeypatch)
 
 
 def test_an_empty_id_ends_nothing(served: Served):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import httpx
 import pytest
+from starlette.types import Scope
 
-from ramet.runtime.server import logs
+from ramet.runtime.server import guard, logs
 
 from ..server.raw import answer_to, request
 from ..server.serving import WAIT, Served, serving
@@ -32,6 +34,11 @@ BODIES = {
     "/v1/messages": b'{"model": "tiny", "messages": [{"role": "user", "content": "%b"}], "max_tokens": 1,'
     b' "temperature": %b}',
     "/v1/responses": b'{"model": "tiny", "input": "%b", "max_output_tokens": 1, "temperature": %b}',
+    "/api/generate": b'{"model": "tiny", "prompt": "%b", "stream": false, "options": {"num_predict": 1,'
+    b' "temperature": %b}}',
+    "/v1/programs": b'{"version": 1, "stream": false, "ops": ['
+    b'{"type": "text", "id": "0.0", "seq": "0", "parts": ["%b"]},'
+    b' {"type": "gen", "id": "0.1", "seq": "0", "var": "x", "sampling": {"max_tokens": 1, "temperature": %b}}]}',
 }
 
 
@@ -51,7 +58,8 @@ BODIES = {
 )
 def test_what_is_not_text_or_a_number(served: Served, path: str, text: bytes, number: bytes):
     status, body, _ = answer_to(served.url, request("POST", path, body=BODIES[path] % (text, number)))
-    assert status == 400 and body["error"]["message"]
+    assert status == 400
+    assert body["error"] if path.startswith("/api/") else body["error"]["message"]
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -84,13 +92,14 @@ def test_fields_with_line_ends_do_not_reach_the_headers(served: Served):
     assert "x-evil" not in answer.headers and "was ignored" in answer.headers["x-ramet-warnings"]
 
 
-def test_the_log_is_escaped_and_holds_no_prompts(served: Served):
+def logged(served: Served, *, level: int = logging.DEBUG) -> str:
+    """What is logged of requests with secrets and odd characters in every place."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logs.Lines("text", traces=False))
     logger = logging.getLogger("ramet")
     before = logger.level
-    logger.setLevel(logging.DEBUG)
+    logger.setLevel(level)
     logger.addHandler(handler)
     try:
         secret = "the hen is tired"
@@ -100,14 +109,58 @@ def test_the_log_is_escaped_and_holds_no_prompts(served: Served):
         assert httpx.post(f"{served.url}/generate", json=wrong, timeout=WAIT).status_code == 400
         answer_to(served.url, request("GET", "/a%0d%0a2026%20forged%1b[2J"))
         answer_to(served.url, request("GET", "/v1/models/%E2%80%AEx%E2%80%A8y"))
+        answer_to(served.url, request("GET", "/v1/models", "X-Request-Id: a\tb tired"))
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
-    lines = stream.getvalue()
+    return stream.getvalue()
+
+
+def discreet(served: Served) -> None:
+    """The check: one escaped line for each request, without a word of what was asked."""
+    lines = logged(served)
     assert "path=/generate" in lines and "forged" in lines  # the control: these requests are there
     assert "tired" not in lines
-    assert all(" request request_id=" in line for line in lines.splitlines())
+    assert len(lines.splitlines()) == 5 and all(" request request_id=" in line for line in lines.splitlines())
     assert all(c == "\n" or c.isprintable() for c in lines)
+
+
+def test_the_log_is_escaped_and_holds_no_prompts(served: Served):
+    discreet(served)
+
+
+def telling(level: int, scope: Scope, status: int, seconds: float) -> None:
+    query = scope["query_string"].decode("latin-1")
+    ACCESS(level, {**scope, "path": f"{scope['path']}?{query}"}, status, seconds)
+
+
+def labelled(headers: dict[bytes, bytes]) -> str:
+    return headers.get(b"x-request-id", b"").decode("latin-1")
+
+
+class Wordy(logs.Lines):
+    """Bodies in the log, as a debugging aid."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{super().format(record)} the hen is tired"
+
+
+ACCESS = logs._access
+LOGS: dict[str, tuple[object, str, object]] = {
+    "nothing is escaped": (logs, "escaped", lambda text: text),
+    "line ends alone": (logs, "escaped", lambda text: text.replace("\n", " ").replace("\r", " ")),
+    "control characters alone": (logs, "_UNSAFE", re.compile(r"[\x00-\x1f]")),
+    "queries": (logs, "_access", telling),
+    "bodies": (logs, "Lines", Wordy),
+    "any request id": (guard, "_label", labelled),
+}
+
+
+@pytest.mark.parametrize("mutation", LOGS)
+def test_another_log_is_seen(served: Served, monkeypatch: pytest.MonkeyPatch, mutation: str):
+    monkeypatch.setattr(*LOGS[mutation])
+    with pytest.raises(AssertionError):
+        discreet(served)
 
 
 class Quoting(Exception):

@@ -48,6 +48,7 @@ SAMPLES: dict[str, Any] = {  # for every field: a value that is not its default
     "body_timeout": 2.5,
     "request_timeout": 3.5,
     "drain_timeout": 4.5,
+    "idempotency_seconds": 5.5,
     "seed": 4,
     "strict_requests": True,
     "metrics_public": True,
@@ -94,7 +95,7 @@ def test_there_is_a_sample_and_a_text_for_every_field():
 
 def test_there_are_few_flags():
     shown = [action for action in parser("x")._actions if action.help != "==SUPPRESS==" and action.option_strings]
-    assert len(shown) - 1 <= 43  # without --help
+    assert len(shown) - 1 <= 44  # without --help
 
 
 @pytest.mark.parametrize("source", ["flags", "environment", "file"])

@@ -5,7 +5,9 @@ In: token ids, sampling parameters. Out: prefix hashes, next tokens, logprobs: a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,9 @@ from numpy.typing import NDArray
 from ramet.runtime.batch import F32, I32, U32, U64, Draws
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_NEUTRAL = (("top_p", 1.0), ("top_k", 0.0), ("min_p", 0.0), ("frequency", 0.0), ("presence", 0.0), ("repetition", 1.0))
+_PARAMETERS = ("temperature", "top_p", "top_k", "min_p", "frequency", "presence", "repetition")
+_NEUTRAL = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # of all but the first
+_WORD = (1 << 64) - 1
 _EOS_SCORE = 50.0  # beyond the range of all other scores, and within reach of a logit bias of 100
 
 
@@ -25,8 +29,17 @@ def mix(values: NDArray[np.uint64]) -> U64:
     return np.asarray(x ^ (x >> np.uint64(31)))
 
 
-def _bits(values: object) -> U64:
-    return np.asarray(values, np.float64).view(np.uint64)
+def scramble(value: int) -> int:
+    """The same for one integer, of which the lowest 64 bits count."""
+    x = (value + 0x9E3779B97F4A7C15) & _WORD
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+    return x ^ (x >> 31)
+
+
+@lru_cache(1 << 12)
+def _bits_of(value: float) -> int:
+    return int.from_bytes(struct.pack("<d", value), "little")
 
 
 def _uniform(hashes: U64) -> NDArray[np.float64]:
@@ -51,7 +64,13 @@ class Law:
         self._places_base = base[1]
         self._tokens = mix(np.arange(vocab, dtype=np.uint64) + base[2])
         self._logprob_salt = base[3]
-        self._places = self._make_places(256)
+        self._picked: dict[tuple[int, bytes, bytes], int] = {}  # draws that were asked for before
+        self._factors = self._tokens.tolist()
+        self._keep(self._make_places(256))
+
+    def _keep(self, places: U64) -> None:
+        self._places: U64 = places
+        self._place_of: list[int] = places.tolist()
 
     def _make_places(self, count: int) -> U64:
         return mix(np.arange(count, dtype=np.uint64) + self._places_base) | np.uint64(1)
@@ -59,7 +78,7 @@ class Law:
     def terms(self, tokens: I32, positions: I32) -> U64:
         """What each token adds to the hash of its prefix: `[n] uint64`."""
         if len(positions) and int(positions.max()) >= len(self._places):
-            self._places = self._make_places(2 * int(positions.max()) + 1)
+            self._keep(self._make_places(2 * int(positions.max()) + 1))
         return self._tokens[tokens] * self._places[positions]
 
     def chain(self, before: np.uint64, tokens: I32, position: int) -> U64:
@@ -70,6 +89,17 @@ class Law:
     def prefix(self, tokens: I32) -> np.uint64:
         """The hash of a whole prefix."""
         return np.uint64(self.chain(self.start, tokens, 0)[-1]) if len(tokens) else self.start
+
+    def follow(self, prefix: int, token: int, position: int) -> int:
+        """The hash of a prefix with one more token, which stands at `position`."""
+        if position >= len(self._place_of):
+            self._keep(self._make_places(2 * position + 1))
+        return (prefix + self._factors[token] * self._place_of[position]) & _WORD
+
+    def own(self, prefix: int, token: int) -> float:
+        """`logprob` of one token."""
+        hashed = scramble((prefix ^ int(self._logprob_salt)) + self._factors[token])
+        return float(np.float32((hashed >> 11) / 2.0**53 * -10.0))
 
     def logprob(self, prefixes: U64, tokens: I32) -> F32:
         """Logprobs of tokens after prefixes, broadcast: float32 in (-10, 0]."""
@@ -88,25 +118,62 @@ class Law:
         """The sampled tokens `[R] int32`, -1 where everything is forbidden. `prefixes[r]` is the hash of all tokens
         before the draw; `generated[r]`, for draws with penalties, how many of them the op generated; `allowed` as in
         `Masks`."""
-        keys = np.array(prefixes, np.uint64)
-        for i, (name, neutral) in enumerate(_NEUTRAL):
-            values = np.asarray(getattr(draws, name), np.float64)
-            if (values != neutral).any():
-                keys ^= np.where(values == neutral, np.uint64(0), mix(_bits(values) + np.uint64(i + 1)))
-        for r, count in generated.items():
-            keys[r] ^= mix(np.array([count + 1], np.uint64))[0]
-        if (draws.temperature > 0).any():
-            noise = mix(draws.seeds) ^ mix(draws.positions.astype(np.uint64) + _GOLDEN) ^ mix(_bits(draws.temperature))
-            keys ^= np.where(draws.temperature > 0, mix(noise), np.uint64(0))
-        keys = mix(keys)
-        scores: NDArray[np.float64] = _uniform(mix(keys[:, None] + self._tokens[None, :])) * 8.0 - 4.0
+        columns = [np.asarray(getattr(draws, name), np.float64).tolist() for name in _PARAMETERS]
+        biases: dict[int, list[tuple[I32, F32]]] = {}
+        for r, tokens, values in draws.bias:
+            biases.setdefault(r, []).append((tokens, values))
+        words = allowed or {}
+        found = [
+            self.pick(prefix, parameters, seed, position, generated.get(r), biases.get(r, ()), words.get(r))
+            for r, (prefix, parameters, seed, position) in enumerate(
+                zip(
+                    prefixes.tolist(),
+                    zip(*columns, strict=True),
+                    draws.seeds.tolist(),
+                    draws.positions.tolist(),
+                    strict=True,
+                )
+            )
+        ]
+        return np.array(found, np.int32)
+
+    def pick(
+        self,
+        prefix: int,
+        parameters: tuple[float, ...],
+        seed: int,
+        position: int,
+        generated: int | None = None,
+        bias: Sequence[tuple[I32, F32]] = (),
+        allowed: U32 | None = None,
+    ) -> int:
+        """One draw: `parameters` are its temperature, top_p, top_k, min_p and penalties, in that order."""
+        temperature, *others = parameters
+        key = prefix
+        for i, (value, neutral) in enumerate(zip(others, _NEUTRAL, strict=True)):
+            if value != neutral:
+                key ^= scramble(_bits_of(value) + i + 1)
+        if generated is not None:
+            key ^= scramble(generated + 1)
+        if temperature > 0:
+            key ^= scramble(scramble(seed) ^ scramble(position + int(_GOLDEN)) ^ scramble(_bits_of(temperature)))
+        key = scramble(key)
+        edits = b"".join(tokens.tobytes() + b"|" + values.tobytes() for tokens, values in bias)
+        known = (key, edits, b"" if allowed is None else allowed.tobytes())
+        token = self._picked.get(known)
+        if token is None:
+            token = self._picked[known] = self._best(key, bias, allowed)
+        return token
+
+    def _best(self, key: int, bias: Sequence[tuple[I32, F32]], allowed: U32 | None) -> int:
+        scores: NDArray[np.float64] = _uniform(mix(np.uint64(key) + self._tokens)) * 8.0 - 4.0
         if self.eos:
-            ends = _uniform(mix(keys + np.uint64(1))) < self._eos_rate
-            scores[:, self.eos] += np.where(ends, _EOS_SCORE, -_EOS_SCORE)[:, None]
-        for r, tokens, biases in draws.bias:
-            np.add.at(scores[r], tokens, biases)
-        for r, words in (allowed or {}).items():
-            bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: self.vocab]
-            scores[r, bits == 0] = -np.inf
-        best = scores.argmax(1)
-        return np.where(np.isneginf(scores.max(1)), -1, best).astype(np.int32)
+            ends = (scramble(key + 1) >> 11) / 2.0**53 < self._eos_rate
+            scores[list(self.eos)] += _EOS_SCORE if ends else -_EOS_SCORE
+        for tokens, biases in bias:
+            np.add.at(scores, tokens, biases)
+        if allowed is not None:
+            bits = np.unpackbits(allowed.view(np.uint8), bitorder="little")[: self.vocab]
+            scores[bits == 0] = -np.inf
+        best = int(scores.argmax())
+        return -1 if scores[best] == -np.inf else best

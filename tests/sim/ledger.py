@@ -17,6 +17,7 @@ from ramet.runtime.batch import F32, I32, U64, Batch, Flight, Masks, Samples
 from .law import Law
 
 T = TypeVar("T")
+_NO_SCORES: F32 = np.zeros(0, np.float32)
 GARBAGE = -1  # position of a slot that holds nothing
 UNWRITTEN = -2  # entry of the token table that was never sampled
 
@@ -66,6 +67,8 @@ class LedgerRunner:
         self.calls = {"forward": 0, "sample": 0, "read": 0}
         self.computed = 0  # tokens that went through `forward`
         self.broken: LedgerError | None = None
+        self.faulted = 0
+        self.struck: set[str] = set()  # programs that took part in a batch that failed
         self._faults = {kind: frozenset(calls) for kind, calls in (faults or {}).items()}
         self._hash = np.zeros(capacity, np.uint64)
         self._token = np.zeros(capacity, np.int32)
@@ -109,6 +112,7 @@ class LedgerRunner:
         if self._flights and self._flights[-1].samples is None:
             _refuse(f"step {batch.step}: launched before the batch before it was sampled")
         if self._fault("forward"):
+            self._strike(batch)
             self.poison(batch.slots)
             raise DeviceFaultError("forward")
         _check_shape(batch, self)
@@ -123,7 +127,7 @@ class LedgerRunner:
     def _fed(self, batch: Batch) -> I32:
         """The batch's tokens, those of the token table filled in."""
         tokens = batch.tokens.copy()
-        if len(np.unique(batch.feed)) != len(batch.feed) or not (tokens[batch.feed] == -1).all():
+        if len(set(batch.feed.tolist())) != len(batch.feed) or not (tokens[batch.feed] == -1).all():
             _refuse(f"step {batch.step}: feed {batch.feed.tolist()} does not name each missing token once")
         fed = self._table[batch.feed_rows]
         if (fed == UNWRITTEN).any():
@@ -135,21 +139,21 @@ class LedgerRunner:
 
     def _write(self, batch: Batch, tokens: I32) -> U64:
         """Store the new tokens; the hash of the prefix that ends with each."""
-        if len(np.unique(batch.slots)) != len(batch.slots):
+        if len(set(batch.slots.tolist())) != len(batch.slots):
             _refuse(f"step {batch.step}: a slot is written twice")
         prefixes = np.zeros(len(batch), np.uint64)
         starts = batch.positions[batch.qo_indptr[:-1]]
-        for s in np.argsort(
-            starts, kind="stable"
-        ):  # a segment's predecessor may be written by this batch: it is shorter
-            first, end = int(batch.qo_indptr[s]), int(batch.qo_indptr[s + 1])
-            kv = batch.kv_indices[batch.kv_indptr[s] : batch.kv_indptr[s + 1]]
-            start = len(kv) - (end - first)
+        starts, ends, seen = starts.tolist(), batch.qo_indptr.tolist(), batch.kv_indptr.tolist()
+        for s in sorted(range(len(starts)), key=starts.__getitem__):
+            first, end, start = ends[s], ends[s + 1], starts[s]  # what comes before it may be written by this batch,
+            kv = batch.kv_indices[seen[s] : seen[s + 1]]  # and then its segment is shorter
             before = self._hash[kv[start - 1]] if start else self.law.start
-            prefixes[first:end] = self.law.chain(before, tokens[first:end], start)
-            slots = batch.slots[first:end]
-            self._hash[slots], self._token[slots] = prefixes[first:end], tokens[first:end]
-            self._position[slots] = batch.positions[first:end]
+            if end - first == 1:
+                prefixes[first] = self.law.follow(int(before), int(tokens[first]), start)
+            else:
+                prefixes[first:end] = self.law.chain(before, tokens[first:end], start)
+            self._hash[batch.slots[first:end]] = prefixes[first:end]
+        self._token[batch.slots], self._position[batch.slots] = tokens, batch.positions
         return prefixes
 
     def _attend(self, batch: Batch) -> None:
@@ -161,9 +165,11 @@ class LedgerRunner:
         wrong = self._position[kv] != places
         if wrong.any():
             self._explain(batch, int(wrong.argmax()), "holds position {position}")
-        before = np.roll(self._hash[kv], 1)
-        before[begins] = self.law.start
-        wrong = self._hash[kv] != before + self.law.terms(self._token[kv], places)
+        hashes = self._hash[kv]
+        before = np.empty_like(hashes)
+        before[1:] = hashes[:-1]
+        before[begins] = self.law.start  # the first one is covered here: every segment begins somewhere
+        wrong = hashes != before + self.law.terms(self._token[kv], places)
         if wrong.any():
             self._explain(batch, int(wrong.argmax()), "holds a token of another prefix")
 
@@ -183,22 +189,25 @@ class LedgerRunner:
             _refuse(f"step {flight.batch.step}: sampled twice, or not the batch launched last")
         draws, targets = flight.batch.draws, flight.batch.targets
         if self._fault("sample"):
+            self._strike(flight.batch)
             self._table[draws.into] = UNWRITTEN
             self._lose(flight)
             raise DeviceFaultError("sample")
         prefixes = flight.prefixes[draws.rows]
         tokens = self.law.draw(prefixes, draws, self._histories(flight, masks), dict(masks.allowed))
         self._table[draws.into] = tokens
-        rows, times = np.unique(draws.into, return_counts=True)
-        self._table[rows[times > 1]] = UNWRITTEN  # which of them is there is up to the device: nobody may be fed it
-        wanted = draws.logprobs >= 0
-        logprobs = np.where(wanted, self.law.logprob(prefixes, np.maximum(tokens, 0)), np.float32(np.nan))
+        times = np.bincount(draws.into, minlength=self.rows)
+        self._table[times > 1] = UNWRITTEN  # which of them is there is up to the device: nobody may be fed it
+        wanted = np.flatnonzero(draws.logprobs >= 0)
+        logprobs = np.full(len(draws), np.nan, np.float32)
+        if len(wanted):
+            logprobs[wanted] = self.law.logprob(prefixes[wanted], np.maximum(tokens[wanted], 0))
         top = self._alternatives(prefixes, draws.logprobs)
         ends = flight.prefixes[targets.rows]
-        scored = self.law.logprob(ends, targets.tokens)
+        scored = self.law.logprob(ends, targets.tokens) if len(targets) else _NO_SCORES
         asked = targets.top if len(targets.top) else np.zeros(len(targets), np.int32)
         others = self._alternatives(ends, asked)
-        flight.samples = Samples(tokens, logprobs.astype(np.float32), *top, scored, *others)
+        flight.samples = Samples(tokens, logprobs, *top, scored, *others)
 
     def _alternatives(self, prefixes: U64, wanted: I32) -> tuple[I32, F32]:
         width = max(0, int(wanted.max(initial=0)))
@@ -230,12 +239,17 @@ class LedgerRunner:
             _refuse(f"step {flight.batch.step}: read before it was sampled")
         self._lose(flight)
         if self._fault("read"):
+            self._strike(flight.batch)
             raise DeviceFaultError("read")
         return samples
 
     def _lose(self, flight: LedgerFlight) -> None:
         flight.done = True
         self._flights.remove(flight)
+
+    def _strike(self, batch: Batch) -> None:
+        self.faulted += 1
+        self.struck |= {seq.program.id for seq in getattr(batch.owner, "members", ())}
 
     def _fault(self, kind: str) -> bool:
         call = self.calls[kind]
@@ -258,7 +272,7 @@ def _check_shape(batch: Batch, runner: LedgerRunner) -> None:
     for name in ("tokens", "positions", "slots", "qo_indptr", "kv_indptr", "kv_indices", "feed", "feed_rows"):
         if getattr(batch, name).dtype != np.int32:
             _refuse(at + f"{name} is {getattr(batch, name).dtype}")
-    news, olds = np.diff(batch.qo_indptr), np.diff(batch.kv_indptr)
+    news, olds = batch.qo_indptr[1:] - batch.qo_indptr[:-1], batch.kv_indptr[1:] - batch.kv_indptr[:-1]
     if batch.qo_indptr[0] or batch.qo_indptr[-1] != count or (news < 1).any():
         _refuse(at + f"qo_indptr {batch.qo_indptr.tolist()} does not divide {count} tokens into segments")
     if (
@@ -272,10 +286,10 @@ def _check_shape(batch: Batch, runner: LedgerRunner) -> None:
         _refuse(at + "tokens, positions and slots differ in length")
     if batch.kv_indices.min() < 0 or batch.kv_indices.max() >= runner.capacity:
         _refuse(at + "a slot is outside the pool")
-    within = np.arange(count, dtype=np.int32) - np.repeat(batch.qo_indptr[:-1], news)
-    if not np.array_equal(batch.positions, np.repeat(olds - news, news) + within):
+    first, tokens = batch.qo_indptr[:-1], np.arange(count, dtype=np.int32)
+    if (batch.positions != np.repeat(olds - news - first, news) + tokens).any():
         _refuse(at + "positions are not those of the last tokens of the segments")
-    if not np.array_equal(batch.slots, batch.kv_indices[np.repeat(batch.kv_indptr[1:] - news, news) + within]):
+    if (batch.slots != batch.kv_indices[np.repeat(batch.kv_indptr[1:] - news - first, news) + tokens]).any():
         _refuse(at + "the slots to write are not the last that their segments list")
     if batch.positions.max() >= runner.context:
         _refuse(at + f"position {batch.positions.max()} is beyond the context of {runner.context}")
@@ -288,8 +302,7 @@ def _check_draws(batch: Batch, runner: LedgerRunner) -> None:
     draws, targets, at = batch.draws, batch.targets, f"step {batch.step}: "
     if _outside(draws.rows, len(batch)) or _outside(draws.into, runner.rows):
         _refuse(at + "a draw names a token or a row that does not exist")
-    places = np.stack((draws.into.astype(np.int64), draws.positions))
-    if np.unique(places, axis=1).shape[1] != len(draws):
+    if len(set(zip(draws.into.tolist(), draws.positions.tolist(), strict=True))) != len(draws):
         _refuse(at + "two draws for one place of a row")
     if not np.array_equal(draws.positions, batch.positions[draws.rows] + 1):
         _refuse(at + "a draw's position does not follow that of its logits")
@@ -306,4 +319,4 @@ def _check_draws(batch: Batch, runner: LedgerRunner) -> None:
 
 
 def _outside(values: I32, end: int) -> bool:
-    return bool(((values < 0) | (values >= end)).any())
+    return bool(len(values)) and not 0 <= int(values.min()) <= int(values.max()) < end

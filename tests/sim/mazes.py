@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from ramet.runtime.batch import U32
@@ -134,10 +134,51 @@ class Maze:
         return Maze(self._number, self._states)
 
 
+class PanicError(BaseException):
+    """What a native extension raises when it panics: no `Exception`."""
+
+
+class Trap(Maze):
+    """One that fails once, at the `fuse`-th question, and says so: `sprung`."""
+
+    def __init__(self, number: int, fuse: int, sprung: Callable[[], None]) -> None:
+        super().__init__(number)
+        self._fuse = fuse
+        self._sprung = sprung
+
+    def _burn(self) -> None:
+        self._fuse -= 1
+        if self._fuse == 0:
+            self._sprung()
+            raise (GrammarError, ValueError, PanicError)[self._number % 3]("a trap")
+
+    def mask(self, out: U32) -> None:
+        """As in the protocol."""
+        self._burn()
+        super().mask(out)
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """As in the protocol."""
+        self._burn()
+        super().advance(tokens)
+
+    def forced(self) -> bytes:
+        """As in the protocol."""
+        self._burn()
+        return super().forced()
+
+
+def number_of(grammar: str) -> int:
+    """The number of a grammar, whose text may go on with a fuse and an owner: "17", or "17@3@p5/0.2"."""
+    return int(grammar.partition("@")[0])
+
+
 class Mazes:
-    """`Grammars` of these. With `late` some have to be built first, which takes up to so many steps."""
+    """`Grammars` of these. With `late` some have to be built first, which takes up to so many steps. `sprung`: the
+    owners of grammars that have failed."""
 
     def __init__(self, late: int = 0) -> None:
+        self.sprung: set[str] = set()
         self._late = late
         self._steps = 0
         self._ready: dict[str, int] = {}
@@ -145,7 +186,7 @@ class Mazes:
 
     def prepare(self, program: str, owner: str) -> bool:
         """As in the protocol."""
-        ready = self._ready.setdefault(program, self._steps + int(program) % (self._late + 1))
+        ready = self._ready.setdefault(program, self._steps + number_of(program) % (self._late + 1))
         if self._steps < ready:
             self._owners[owner] = min(ready, self._owners.get(owner, ready))
         return self._steps >= ready
@@ -153,7 +194,12 @@ class Mazes:
     def automaton(self, program: str) -> Maze:
         """The grammar of that number."""
         assert self._steps >= self._ready.get(program, 0), "asked for before it was built"
-        return Maze(int(program))
+        number, _, rest = program.partition("@")
+        fuse, _, owner = rest.partition("@")
+        if owner and fuse == "0":
+            self.sprung.add(owner)
+            raise GrammarError("a trap")
+        return Trap(int(number), int(fuse), lambda: self.sprung.add(owner)) if owner else Maze(int(number))
 
     def built(self) -> list[str]:
         """As in the protocol; called once a step. What was built is forgotten after a while."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ramet.frontend.ir import ROOT, Sampling
+from ramet.frontend.ir import ROOT
 from ramet.runtime import messages as m
-from ramet.runtime.batch import F32, I32, U32, Draws
+from ramet.runtime.batch import U32
 from ramet.runtime.jump import run
 
 from .law import Law
-from .mazes import Maze, Words
+from .mazes import Maze, Words, number_of
 
 Tokens = list[int]
 
@@ -71,7 +71,9 @@ class Oracle:
         self.outcomes, self.branches, self._values = {}, {ROOT: _Branch([], 0)}, {}
         pending: dict[str, deque[m.AnyOp]] = {}
         for op in ops:
-            if isinstance(op, m.Put):
+            if isinstance(op, m.Put) and op.failed:
+                self.outcomes[op.op] = Outcome(kind="generation")
+            elif isinstance(op, m.Put):
                 self._values[op.op] = op.tokens
                 self.outcomes[op.op] = Outcome(tokens=op.tokens)
             else:
@@ -197,9 +199,9 @@ class Oracle:
         matched: int | None = None
         if op.grammar:
             return self._constrained(branch, op, limit, ends)
+        prefix, draw = self._prefix(branch.tokens), _Draw(self.law, op)
         while len(made) < limit and matched is None:
-            prefix = self.law.prefix(np.array(branch.tokens + made, np.int32))
-            token = self._draw(prefix, op, prompt + len(made), len(made))
+            token = draw.at(prefix, prompt + len(made), len(made))
             if token < 0:
                 raise _Failed("generation")
             if token in ends:
@@ -207,26 +209,27 @@ class Oracle:
                 break
             made.append(token)
             if sampling.logprobs >= 0:
-                logprobs.append(float(self.law.logprob(np.array([prefix]), np.array([token], np.int32))[0]))
+                logprobs.append(self.law.own(prefix, token))
             if sampling.logprobs > 0:
-                ids, values = self.law.top(prefix, sampling.logprobs)
-                tops.append(tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+                tops.append(self._top(prefix, sampling.logprobs))
+            prefix = self.law.follow(prefix, token, prompt + len(made) - 1)
         branch.tokens += made
         self._values[op.op] = tuple(made)
         reason = "length" if matched is None else "stop"
         return Outcome("", tuple(made), reason, matched, prompt, tuple(logprobs), tuple(tops))
 
     def _constrained(self, branch: _Branch, op: m.Generate, limit: int, ends: set[int]) -> Outcome:
-        text = _Text(op, Maze(int(op.grammar)), limit, ends)
+        text = _Text(op, Maze(number_of(op.grammar)), limit, ends)
         text.jump(fresh=False)
+        draw, before = _Draw(self.law, op), self._prefix(branch.tokens)
         while text.reason == "":
-            prefix = self.law.prefix(np.array(branch.tokens + text.made, np.int32))
-            token = self._draw(prefix, op, len(branch.tokens) + len(text.made), len(text.made), text.allowed())
+            prefix = before
+            for i, token in enumerate(text.made, len(branch.tokens)):
+                prefix = self.law.follow(prefix, token, i)
+            token = draw.at(prefix, len(branch.tokens) + len(text.made), len(text.made), text.allowed())
             if token < 0:
                 raise _Failed("generation")
-            own = float(self.law.logprob(np.array([prefix]), np.array([token], np.int32))[0])
-            ids, values = self.law.top(prefix, max(op.sampling.logprobs, 0))
-            text.take(token, own, tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+            text.take(token, self.law.own(prefix, token), self._top(prefix, max(op.sampling.logprobs, 0)))
         prompt = len(branch.tokens)
         branch.tokens += text.made
         self._values[op.op] = tuple(text.made)
@@ -234,18 +237,14 @@ class Oracle:
         tops = tuple(text.tops) if op.sampling.logprobs > 0 else ()
         return Outcome("", tuple(text.made), text.reason, text.matched, prompt, logprobs, tops)
 
-    def _draw(self, prefix: np.uint64, op: m.Generate, position: int, made: int, allowed: U32 | None = None) -> int:
-        s = op.sampling
-        penalties = bool(s.frequency_penalty or s.presence_penalty or s.repetition_penalty != 1.0)
-        banned = [*self.law.eos, *s.stop_token_ids] if made < s.min_tokens else []
-        bias = [
-            (0, np.array([token], np.int32), np.array([value], np.float32)) for token, value in s.logit_bias.items()
-        ]
-        if banned:
-            bias.append((0, np.array(banned, np.int32), np.full(len(banned), -np.inf, np.float32)))
-        draws = _one_draw(s, position, op.seed, tuple(bias))
-        masks = {} if allowed is None else {0: allowed}
-        return int(self.law.draw(np.array([prefix]), draws, {0: made} if penalties else {}, masks)[0])
+    def _prefix(self, tokens: Sequence[int]) -> int:
+        return int(self.law.prefix(np.array(tokens, np.int32)))
+
+    def _top(self, prefix: int, count: int) -> tuple[tuple[int, float], ...]:
+        if not count:
+            return ()
+        ids, values = self.law.top(np.uint64(prefix), count)
+        return tuple(zip(ids.tolist(), values.tolist(), strict=True))
 
     def _choose(self, branch: _Branch, op: m.Choose) -> Outcome:
         prompt = len(branch.tokens)
@@ -271,12 +270,11 @@ class Oracle:
             raise _Failed("generation")
         self._values[op.op] = ()
         logprobs, tops = [], []
+        prefix = self._prefix(tokens[: op.start])
         for p in range(op.start, len(tokens)):
-            prefix = self.law.prefix(np.array(tokens[:p], np.int32))
-            own = self.law.logprob(np.array([prefix]), np.array([tokens[p]], np.int32))[0]
-            logprobs.append(float(own) if p else math.nan)
-            ids, values = self.law.top(prefix, op.top)
-            tops.append(tuple(zip(ids.tolist(), values.tolist(), strict=True)) if p else ())
+            logprobs.append(self.law.own(prefix, tokens[p]) if p else math.nan)
+            tops.append(self._top(prefix, op.top) if p else ())
+            prefix = self.law.follow(prefix, tokens[p], p)
         return Outcome(
             tokens=tuple(tokens[op.start :]),
             reason="stop",
@@ -287,9 +285,10 @@ class Oracle:
 
     def _logprobs(self, prompt: Sequence[int], choice: Sequence[int]) -> list[float]:
         values: list[float] = []
-        for i, token in enumerate(choice):
-            prefix = self.law.prefix(np.array([*prompt, *choice[:i]], np.int32))
-            values.append(float(self.law.logprob(np.array([prefix]), np.array([token], np.int32))[0]))
+        prefix = self._prefix(prompt)
+        for i, token in enumerate(choice, len(prompt)):
+            values.append(self.law.own(prefix, token))
+            prefix = self.law.follow(prefix, token, i)
         return values
 
 
@@ -345,28 +344,29 @@ class _Text:
             self.reason = "length"
 
 
-def _one_draw(s: Sampling, position: int, seed: int, bias: tuple[tuple[int, I32, F32], ...]) -> Draws:
-    def f32(value: float) -> F32:
-        return np.array([value], np.float32)
+class _Draw:
+    """The draws of one Generate."""
 
-    def i32(value: int) -> I32:
-        return np.array([value], np.int32)
+    def __init__(self, law: Law, op: m.Generate) -> None:
+        s = op.sampling
+        self._law = law
+        self._seed = op.seed & (1 << 64) - 1
+        plain = (s.temperature, s.top_p, float(s.top_k), s.min_p)
+        penalties = (s.frequency_penalty, s.presence_penalty, s.repetition_penalty)
+        self._parameters = tuple(np.array((*plain, *penalties), np.float32).tolist())
+        self._penalised = penalties != (0.0, 0.0, 1.0)
+        self._bias = []
+        if s.logit_bias:
+            self._bias.append((np.fromiter(s.logit_bias, np.int32), np.fromiter(s.logit_bias.values(), np.float32)))
+        banned = np.array([*law.eos, *s.stop_token_ids], np.int32)
+        self._banned = (banned, np.full(len(banned), -np.inf, np.float32))
+        self._least = s.min_tokens
 
-    return Draws(
-        rows=i32(0),
-        into=i32(0),
-        positions=np.array([position], np.int64),
-        seeds=np.array([seed & (1 << 64) - 1], np.uint64),
-        temperature=f32(s.temperature),
-        top_p=f32(s.top_p),
-        top_k=i32(s.top_k),
-        min_p=f32(s.min_p),
-        frequency=f32(s.frequency_penalty),
-        presence=f32(s.presence_penalty),
-        repetition=f32(s.repetition_penalty),
-        logprobs=i32(s.logprobs),
-        bias=bias,
-    )
+    def at(self, prefix: int, position: int, made: int, allowed: U32 | None = None) -> int:
+        """The token at `position`, when the op has made so many before."""
+        bias = [*self._bias, self._banned] if made < self._least else self._bias
+        counted = made if self._penalised else None
+        return self._law.pick(prefix, self._parameters, self._seed, position, counted, bias, allowed)
 
 
 def _decide(method: str, rows: list[list[float]], bare: list[list[float]]) -> tuple[int, tuple[float, ...]]:

@@ -23,6 +23,7 @@ class Shape:
     width: int = 4
     wild: float = 0.02
     stems: tuple[tuple[int, ...], ...] = ()
+    hosts: float = 0.0  # rate of values that the host gives, and of texts that end with them
     grammars: int = 0  # so many; half of the generations are held to one of them
 
 
@@ -66,34 +67,55 @@ def program(rng: random.Random, shape: Shape) -> list[m.AnyOp]:
 
 
 def _step(d: Draft, seq: str) -> None:
+    if d.shape.hosts and d.rng.random() < d.shape.hosts:
+        failed = "the tool failed" if d.rng.random() < 0.1 else ""
+        put = m.Put(d.name(seq), seq, () if failed else d.tokens(3), failed)
+        d.ops += [put, m.Append(d.name(seq), seq, (d.tokens(2), put.op))]
+        d.values.append(put.op)
+        return
     kind = d.rng.random()
     if kind < 0.25:
         d.ops.append(_append(d, seq))
     elif kind < 0.6:
-        op = m.Generate(d.name(seq), seq, _sampling(d), d.rng.getrandbits(64), *_grammar(d))
-        d.ops.append(op)
-        d.values.append(op.op)
+        _generate(d, seq)
     elif kind < 0.7:
         op_choose = _choose(d, seq)
         d.ops.append(op_choose)
         d.values.append(op_choose.op)
     elif kind < 0.82:
-        name = d.name(seq)
-        into = tuple(f"{name}.b{i}" for i in range(d.rng.randint(1, d.shape.width)))
-        d.ops.append(m.Fork(name, seq, into))
-        d.open += into
-        d.children += [(seq, child) for child in into]
+        _fork(d, seq)
     elif kind < 0.91:
         _join(d, seq)
     elif kind < 0.97:
         start = d.rng.choice((0, 0, 1, d.rng.randint(0, 40), 1 << 30))
         d.ops.append(m.Score(d.name(seq), seq, start, d.rng.choice((0, 0, 3, 20))))
     elif kind < 0.98:
-        put = m.Put(d.name(seq), seq, d.tokens(3))
-        d.ops.append(put)
-        d.values.append(put.op)
+        told = m.Put(d.name(seq), seq, d.tokens(3))
+        d.ops.append(told)
+        d.values.append(told.op)
     elif seq != ROOT:
         _close(d, seq)
+
+
+def _generate(d: Draft, seq: str) -> None:
+    op = m.Generate(d.name(seq), seq, _sampling(d), d.rng.getrandbits(64), *_grammar(d))
+    d.ops.append(op)
+    d.values.append(op.op)
+
+
+def _fork(d: Draft, seq: str) -> None:
+    """Children; half of the time they get work at once, and their parent joins them."""
+    name = d.name(seq)
+    into = tuple(f"{name}.b{i}" for i in range(d.rng.randint(1, d.shape.width)))
+    d.ops.append(m.Fork(name, seq, into))
+    d.open += into
+    d.children += [(seq, child) for child in into]
+    if d.rng.random() < 0.5:
+        for child in into:
+            if d.rng.random() < 0.7:
+                d.ops.append(_append(d, child))
+            _generate(d, child)
+        _join(d, seq)
 
 
 def _grammar(d: Draft) -> tuple[str, Jump] | tuple[()]:

@@ -38,7 +38,7 @@ SCENES = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32), scene=SCENES)
 def test_any_scene(seed: int, scene: Scene) -> None:
     World(seed, scene).run(60)

@@ -70,11 +70,11 @@ def test_together_is_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         sizes.append(len(run))
         advance(run, *arguments)
 
-    for seed in range(3):
+    for seed in range(2):
         monkeypatch.setattr(decode, "advance", counted)
         monkeypatch.setattr(scheduler, "FEW", 1)
-        together = batches(scene, seed, 120)
+        together = batches(scene, seed, 100)
         monkeypatch.setattr(scheduler, "FEW", 1 << 30)
-        apart = batches(scene, seed, 120)
+        apart = batches(scene, seed, 100)
         assert together == apart
     assert sum(size > 1 for size in sizes) > 20, "next to nothing was planned together"

@@ -1,8 +1,9 @@
 // Threads that share one computation. In: a function for all threads. Out: it has run on each of them. Inside it, claim
-// hands out indices and meet is a barrier; who waits spins for some microseconds and then blocks.
+// hands out indices and meet is a barrier; who waits spins for a while, then yields, then blocks.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -28,7 +29,7 @@ class Team {
 
    private:
     void serve(int thread);
-    void wait_beyond(const std::atomic<uint64_t> &counter, uint64_t seen);
+    void wait_beyond(const std::atomic<uint64_t> &counter, uint64_t seen, std::chrono::microseconds patience);
     void advance(std::atomic<uint64_t> &counter);
 
     const int threads_;

@@ -1,0 +1,101 @@
+"""What compiling costs, in counts: runs of the body, calls that are watched, steps that are kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+import ramet as rt
+from ramet.frontend import compile as compiling
+from ramet.frontend.compile import _Explorer
+from ramet.frontend.tracing import Shared, Unwatched
+from ramet.frontend.watch import Watch
+
+EVENTS = 55  # per operation, of all calls and returns that a watching function is told of
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Runs of a body, events of its watch, comparisons of steps while paths are merged, distinct steps."""
+    counts: Counter[str] = Counter()
+
+    def counting(owner: Any, name: str, key: str) -> None:
+        plain = getattr(owner, name)
+
+        def method(*args: Any) -> Any:
+            counts[key] += 1
+            return plain(*args)
+
+        monkeypatch.setattr(owner, name, method)
+
+    counting(_Explorer, "_trace", "runs")
+    counting(Watch, "__call__", "events")
+    counting(compiling, "_agree", "compared")
+    made: list[Shared] = []
+
+    def shared() -> Shared:
+        made.append(Shared())
+        return made[-1]
+
+    monkeypatch.setattr(compiling, "Shared", shared)
+    plain = compiling.compiled
+
+    def compiled(job: Any) -> Any:
+        found = plain(job)
+        counts["kept"] = len(made[-1].steps)
+        return found
+
+    monkeypatch.setattr("ramet.frontend.compiling.compiled", compiled)
+    return counts
+
+
+def wide(branches: int, picks: int) -> rt.Plan:
+    """Two to the power of `picks` paths, each with all of the branches."""
+
+    def body(s: rt.State) -> int:
+        chosen = [s.gen(bool, name=f"pick{k}").get() for k in range(picks)]
+        for index, branch in enumerate(s.fork(branches)):
+            branch += f"Branch {index}."
+            branch.gen(name="said", max_tokens=2)
+        return sum(chosen)
+
+    return rt.function(body).compile(max_paths=1 << picks)
+
+
+def cost(counts: Counter[str], branches: int, picks: int) -> Counter[str]:
+    """Of compiling one such program; its operations are "ops"."""
+    counts.clear()
+    plan = wide(branches, picks)
+    assert len(plan.paths) == 1 << picks and plan.whole
+    return Counter({**counts, "ops": 2 * branches + 1 + picks})
+
+
+def test_each_path_is_traced_twice_and_its_steps_are_kept_once(counted: Counter[str]) -> None:
+    found = cost(counted, 16, 3)
+    assert found["runs"] == 2 * 8
+    assert found["kept"] <= found["ops"] + 2, "all paths are the same steps"
+
+
+def test_the_cost_of_an_operation_does_not_depend_on_how_many_there_are(counted: Counter[str]) -> None:
+    narrow, broad, many = cost(counted, 12, 2), cost(counted, 48, 2), cost(counted, 12, 4)
+    for key in ("events", "compared"):
+        assert broad[key] <= 4.1 * narrow[key], "four times as wide"
+        assert many[key] <= 1.5 * 4 * narrow[key], "four times as many paths, each with two operations more"
+
+
+def watched_little(found: Counter[str]) -> bool:
+    return found["events"] <= EVENTS * found["ops"] * found["runs"]
+
+
+def test_what_is_the_languages_alone_is_not_watched(counted: Counter[str]) -> None:
+    assert watched_little(cost(counted, 40, 1))
+
+
+def test_with_everything_watched_the_count_is_exceeded(counted: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control."""
+    start = Unwatched.__exit__
+    monkeypatch.setattr(Unwatched, "__enter__", lambda self: None)
+    monkeypatch.setattr(Unwatched, "__exit__", lambda self, *_: start(self, None, None, None) if self._depth else None)
+    assert not watched_little(cost(counted, 40, 1))
