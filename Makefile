@@ -5,6 +5,7 @@
 #   make sim     10^6 simulated steps with injected faults, 10^5 rounds of the prefix cache; a failure is a command
 #   make clients other people's clients (openai, anthropic, ollama, langchain, sglang, ...) against the server
 #   make fuzz    damaged weights, plans and programs with fresh seeds; the native kernels on random shapes, sanitized
+#   make coverage  the branches of the scheduler, the prefix cache, the programs and the journal: all taken by tests
 #   make check   ruff, ruff format, mypy --strict
 #   make bench   the first table: step time, tokens/s, the demo's ratio
 # ARGS passes options on (make test ARGS="-k radix"); PYTHON names the interpreter that makes .venv.
@@ -20,7 +21,7 @@ export PYTHONSAFEPATH := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kernels sim clients nightly fuzz check bench types clean
+.PHONY: help setup demo test kernels sim clients nightly fuzz coverage check bench types clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,6 +55,9 @@ nightly: setup
 # Seeds are printed; a finding names its seed and number, with which the same input is made again.
 fuzz: setup
 	@$(RUN) -m pytest -q -s -m nightly tests/runtime/models/test_gguf_fuzz.py tests/server/test_program_fuzz.py tests/kernels/cpu/test_native_sanitized.py $(ARGS)
+
+coverage: setup
+	@.ci/coverage $(ARGS)
 
 check: setup types
 	@$(RUN) -m ruff check .

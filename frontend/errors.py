@@ -40,7 +40,9 @@ class JournalMismatch(JournalError):
 
 
 class JournalHeld(JournalError):
-    """The run is under way already, in this process or in another."""
+    """The run is under way already, in this process or in another. `over`: it has ended, a host call of it has not."""
+
+    over = False
 
 
 class ProgramError(RametError):

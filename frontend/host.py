@@ -37,7 +37,7 @@ class Host:
         self._thread: threading.Thread | None = None
         self._pools: dict[int, ThreadPoolExecutor] = {}
         self.default_backend: Backend | None = None
-        self.sharing = threading.RLock()  # held while `shared` changes
+        self.sharing = threading.Condition()  # held while `shared` changes; told when a run lets go of its journal
         self.shared: dict[str, object] = {}  # open journals, by their paths: a file has one writer in a process
 
     def loop(self) -> asyncio.AbstractEventLoop:

@@ -21,14 +21,18 @@ from dataclasses import replace
 from typing import Any
 
 from ramet.frontend.callers import caller, inside_call
-from ramet.frontend.errors import ConstraintError, JournalError
+from ramet.frontend.errors import ConstraintError, JournalError, JournalHeld
+from ramet.frontend.host import HOST
 from ramet.frontend.journal_file import JournalFile, Mark, RunRow, calling, forgetting
 from ramet.frontend.journal_identity import child_name, compare, identity, place
 from ramet.frontend.journal_run import Recording, Scope
 from ramet.frontend.journal_text import written
 from ramet.frontend.journal_writer import Journal, opened
 from ramet.frontend.run import Setting
+from ramet.frontend.waiting import running_loop
 from ramet.frontend.where import user_line
+
+PATIENCE = 5.0  # seconds that a resumed run waits for the last host calls of what it goes on with
 
 
 def recorded(
@@ -97,7 +101,21 @@ def _resumed(path: str, run: str, now: Mapping[str, Any]) -> Recording:
 
 
 def _held(path: str, run: str, check: Callable[[RunRow], None]) -> tuple[Journal, RunRow]:
-    """A run of a journal, held by this process. Raises `JournalHeld`, and what `check` raises."""
+    """A run of a journal, held by this process. Raises `JournalHeld`, and what `check` raises. For the last host calls
+    of a run that has ended here it waits for a moment, unless that would block an event loop."""
+    deadline = time.monotonic() + PATIENCE
+    with HOST.sharing:
+        while True:
+            try:
+                return _taken(path, run, check)
+            except JournalHeld as held:
+                left = deadline - time.monotonic()
+                if not held.over or left <= 0 or running_loop() is not None:
+                    raise
+                HOST.sharing.wait(left)
+
+
+def _taken(path: str, run: str, check: Callable[[RunRow], None]) -> tuple[Journal, RunRow]:
     found: list[RunRow] = []
 
     def take(journal: Journal) -> int:

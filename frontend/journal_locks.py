@@ -21,6 +21,7 @@ class RunLocks:
     def __init__(self, journal: str) -> None:
         self._path = f"{journal}-lock"
         self._held: set[int] = set()
+        self._over: set[int] = set()  # of these, runs that have ended, and a host call of which has not
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._file = os.open(self._path, flags, 0o600)
@@ -31,7 +32,9 @@ class RunLocks:
         """Take a run. Raises `JournalHeld` when it is taken."""
         held = f"run {run} is under way: wait for it, or end the process that runs it"
         if number in self._held:
-            raise JournalHeld(f"{held} (it is this one)")
+            error = JournalHeld(f"{held} (it is this one)")
+            error.over = number in self._over
+            raise error
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
         except OSError as error:
@@ -40,9 +43,14 @@ class RunLocks:
             raise JournalError(f"{self._path}: cannot be locked: {error.strerror}; use a local disk") from error
         self._held.add(number)
 
+    def ending(self, number: int) -> None:
+        """A run has ended; it is held until its host calls have."""
+        self._over.add(number)
+
     def drop(self, number: int) -> None:
         """Let go of a run."""
         self._held.discard(number)
+        self._over.discard(number)
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
 
     def close(self) -> None:

@@ -69,6 +69,7 @@ class Recording:
 
     def close(self) -> None:
         """The run has ended; somebody else may take it once its host calls have too."""
+        self.journal.locks.ending(self.row.number)
         with self._lock:
             self._over = True
         self._release()

@@ -72,6 +72,7 @@ class Journal:
         """A run has ended; the last one closes the journal."""
         with HOST.sharing:
             self.locks.drop(number)
+            HOST.sharing.notify_all()
             self.users -= 1
             if self.users == 0:
                 HOST.shared.pop(self.file.path, None)

@@ -14,7 +14,7 @@ Failure = tuple[str, str]  # kind and message
 
 def begin(seq: Sequence, op: m.Join, longest: int) -> None:
     """Append the texts of leading branches that have ended, as far as sequences of `longest` tokens allow."""
-    for name in op.branches[seq.joined :]:
+    for name in op.branches[seq.joined :]:  # pragma: no branch (one at least has not ended)
         branch = seq.program.sequences.get(name)
         if branch is None or branch.failed is not None or not branch.closed:
             return

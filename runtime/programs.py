@@ -85,7 +85,7 @@ class Programs:
             for seq in list(program.sequences.values()):
                 seq.ops.append(m.Close("", seq.name))
                 self._guarded(seq)
-        elif isinstance(order, m.OrderAbort):
+        elif isinstance(order, m.OrderAbort):  # pragma: no branch (no other order is about a program)
             self.end(program, "aborted", "the program was cancelled")
             return
         self.conclude(program)
@@ -198,7 +198,7 @@ class Programs:
             self._fork(seq, op)
         elif isinstance(op, m.Join):
             self._join(seq, op)
-        elif isinstance(op, m.Close):
+        elif isinstance(op, m.Close):  # pragma: no branch (a Put does not come here)
             seq.closed = True
             for site, at in seq.marks:
                 self.scheduler.learned.growth.add(site, seq.known - at)
@@ -338,7 +338,7 @@ class Programs:
             program.open -= 1
         if op:
             self._break(program, op, kind, message)
-        if first:
+        if first:  # pragma: no branch (a poisoned sequence begins nothing that could fail)
             self._notify(program, seq.name)
         self._advance(seq)
 
@@ -386,13 +386,12 @@ class Programs:
         """Fail the first op that waits for what never comes: a value, the end of a branch, or the fork that makes its
         sequence."""
         for seq in program.sequences.values():
-            for op in seq.ops:
-                if op.op:
-                    seq.ops.remove(op)
-                    program.open -= 1
-                    message = f"operation {op.op} waits for a value or a branch that never comes"
-                    self.fail(seq, op.op, "generation", message)
-                    return
+            for op in [op for op in seq.ops if op.op][:1]:
+                seq.ops.remove(op)
+                program.open -= 1
+                message = f"operation {op.op} waits for a value or a branch that never comes"
+                self.fail(seq, op.op, "generation", message)
+                return
         for op in [op for ops in program.early.values() for op in ops if op.op]:
             program.open -= 1
             self._break(program, op.op, "generation", f"operation {op.op}: sequence {op.seq} does not exist")

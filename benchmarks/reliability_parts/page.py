@@ -68,8 +68,10 @@ UNPROMISED = (
     "first seconds waits for it, and its 2 s count from then.",
     "**More than two tenants' timing.** The probe compares two keys on an idle machine. Tenants share cores and "
     "batches, so that one can see how busy the server is, though not with what.",
-    "**Secret constraints.** Compiled constraints are kept for all tenants together: by the time to a first token one can "
-    "tell whether anybody has sent the very same pattern or schema before.",
+    "**Secret constraints.** Compiled constraints are kept for all tenants together: by the time to a first token one "
+    "can tell whether anybody has sent the very same pattern or schema before.",
+    "**15 s on a choked machine.** An engine whose own answers took more than 0.65 s lately is given 20 times as long "
+    "as the slowest of them before it counts as standing still.",
     "**Several machines.** One server, one engine, one machine: when the machine is lost, so is what was under way, "
     "unless a journal was kept.",
     "**GPUs.** These rows were measured on a CPU; the scheduler, the server and the watchman are the same code.",

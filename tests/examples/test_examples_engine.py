@@ -83,7 +83,9 @@ class Distinct:
         self._bases: dict[str, int] = {}
         self.spelled: list[list[tuple[str, int]]] = []
         lowering = engine._client.lowering(recording.header.seed)
-        for op in [*lowering.lower(recording.ops)[0], *lowering.end()]:
+        ops = [*lowering.lower(recording.ops)[0], *lowering.end()]
+        self._values |= {op.op: op.tokens for op in ops if isinstance(op, m.Put)}  # a value may come after its uses
+        for op in ops:
             self._take(op)
         self.spelled += self._sequences.values()
 
@@ -105,8 +107,6 @@ class Distinct:
         elif isinstance(op, m.Join):
             for branch in op.branches:
                 tokens += self._sequences[branch][self._bases[branch] :]
-        elif isinstance(op, m.Put):
-            self._values[op.op] = op.tokens
 
     def count(self) -> int:
         """Nodes of the prefix tree of all sequences."""

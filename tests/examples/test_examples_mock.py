@@ -272,8 +272,9 @@ PROGRAMS = [path for path in FILES if path.stem not in ("__init__", "parse", "de
 
 
 def test_all_programs_of_the_list_are_here():
-    names = "best_of_n cascade few_shot_classify json_extract llm_judge map_reduce_summary multi_turn_chat react_agent"
-    names += " self_consistency self_refine skeleton_of_thought subproblem_graph tool_agent tree_of_thought typed_judge"
+    names = "best_of_n cascade durable few_shot_classify json_extract llm_judge map_reduce_summary multi_turn_chat"
+    names += " react_agent self_consistency self_refine skeleton_of_thought subproblem_graph tool_agent"
+    names += " tree_of_thought typed_judge"
     assert sorted(path.stem for path in PROGRAMS) == names.split()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -338,5 +339,14 @@ def main(folder: str, points: str) -> None:
                 break
 
 
+def die_elsewhere(log: Log, path: Path, kind: str, k: int) -> int:
+    """The exit status of a process, with nothing of this one's threads, that dies at a point."""
+    command = [sys.executable, "-P", __file__, str(log.path), str(path), kind, str(k)]
+    return subprocess.run(command, timeout=WAIT, check=False).returncode
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) == 5:
+        _die(Log(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    else:
+        main(*sys.argv[1:])

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 import ramet as rt
-from ramet.frontend import journal_session
+from ramet.frontend import journal, journal_session
 from ramet.frontend.backends.base import Deliver, Session
 from ramet.frontend.backends.engine import Engine
 from ramet.frontend.ir import AnyOp, Finished, Gen, Header, Put, Select
@@ -118,6 +118,8 @@ def resumed(engine: Engine, path: Path, k: int) -> tuple[bool, tuple[Any, ...], 
         assert isinstance(error, rt.JournalError)
         assert "disk is full" in str(error)
         assert "make room, and resume" in str(error)
+    for op in journal.uncertain(str(path), run.id):
+        journal.settle(str(path), run.id, op, None)
     engine.flush_cache()
     counted = Counted(engine)
     again = essay.using(backend=counted, journal=path, resume=run.id)("trees")

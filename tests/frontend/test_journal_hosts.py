@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import subprocess
 import sys
@@ -40,14 +41,13 @@ class Point:
 
 def test_uncertain_calls_and_what_becomes_of_them(path, log):
     """A process dies inside a tool; nobody knows whether it did what it does."""
-    status = journaled._forked(lambda: journaled._die(log, path, "told", 6))
-    assert status == journaled.DIED
+    assert journaled.die_elsewhere(log, path, "told", 6) == journaled.DIED
     [row] = journal.runs(str(path))
     program = journaled.program(Log(path.parent / "other")).using(backend=rt.Mock(journaled.answer), journal=path)
     with pytest.raises(rt.UncertainToolCall) as caught:
         program.using(resume=row.run)("the topic").result(WAIT)
     error = caught.value
-    assert list(journal.uncertain(str(path), row.run)) == [error.op]
+    assert error.op in journal.uncertain(str(path), row.run)
     assert error.key in (path.parent / "log").read_text()
     assert "charge had begun" in str(error)
     assert f"--again {error.op}" in str(error)
@@ -298,12 +298,18 @@ def test_a_host_call_under_way_keeps_the_run(path):
     begun.wait(WAIT)
     run.cancel()
     run.sync()
-    with pytest.raises(rt.JournalHeld):
+    with mock.patch("ramet.frontend.journal.PATIENCE", 0.01), pytest.raises(rt.JournalHeld):
         program.using(resume=run.id)()
-    go.set()
+
+    async def on_a_loop() -> None:
+        with pytest.raises(rt.JournalHeld):  # at once: the call might need this very loop
+            program.using(resume=run.id)()
+
+    asyncio.run(on_a_loop())
+    threading.Timer(0.05, go.set).start()
+    assert program.using(resume=run.id)().result(WAIT) == "x"  # it has waited
     let_go()
-    assert rows(path) == {"0.0": ("host", "done")}
-    assert program.using(resume=run.id)().result(WAIT) == "x"
+    assert rows(path)["0.0"] == ("host", "done")
 
 
 def test_a_forked_process_does_not_have_the_run(path, log):

@@ -326,6 +326,7 @@ def test_a_plan_that_is_larger_than_a_body():
         assert relay.asked == [("POST", PROGRAMS), ("GET", PROGRAMS)]
 
 
+@pytest.mark.nightly
 def test_many_runs_at_once(served: Served, relay: Relay, endpoint: Endpoint):
     plan = story.compile()
     expected = [outcome(plan.run(f"Topic {n}", backend=served.offline(), seed=n)) for n in range(3)]

@@ -24,7 +24,7 @@ from ramet.runtime.text import Detokenizer, StopMatcher
 from .anomalous import TIGHT, LateRunner, Stage, check_answers, check_clean, check_ends, hurt
 from .failpoints import REFUSES, PanicError, Point, sweep
 
-STRIDE = 5  # of the daily runs; the nightly ones fail every call
+STRIDE = 7  # of the daily runs; the nightly ones fail every call
 
 REFUSED = {  # nothing is to be had just now: nobody may notice
     "slots": Point(Slots, "alloc", REFUSES),

@@ -10,8 +10,11 @@ from ramet.frontend.errors import EngineError
 from ramet.frontend.ir import Sampling
 from ramet.runtime import messages as m
 from ramet.runtime.birth import Birth, rebuilt
-from ramet.runtime.grammar.automaton import HEADER
+from ramet.runtime.grammar.automaton import HEADER, GrammarCache
+from ramet.runtime.leases import Leases
+from ramet.runtime.program import Program
 from ramet.runtime.runner import TorchRunner
+from ramet.runtime.sequence import Sequence
 
 from .anomalous import model
 from .driving import Drive
@@ -20,9 +23,9 @@ from .small import generate, text
 CONTEXT = 64
 
 
-def drive(**limits: object) -> Drive:
+def drive(rows: int = 4, **limits: object) -> Drive:
     made = model()
-    runner = TorchRunner(made.decoder, capacity=256, rows=4, context=CONTEXT, threads=1)
+    runner = TorchRunner(made.decoder, capacity=256, rows=rows, context=CONTEXT, threads=1)
     return Drive(runner, tokenizer=made.tokenizer, grammars=made.grammars, **limits)
 
 
@@ -34,6 +37,8 @@ def constrained(op: str, pattern: str) -> m.Generate:
 NEVER = m.Append("0.1", "0", ("0.9",))  # refers to a value that nobody makes
 CLOSED = (text("0.0", 3), m.Close("0.1", "0"))
 POISONED = (generate("0.0", 2),)  # an empty prompt
+FAILS = (m.Score("a.0", "a"), text("a.1", 90), m.Close("a.2", "a"))
+LONG = (text("a.0", 40), text("b.0", 40), m.Close("a.1", "a"), m.Close("b.1", "b"))
 FAILURES: dict[str, tuple[tuple[m.AnyOp, ...], dict[str, str]]] = {
     "after the end of its sequence": ((*CLOSED, text("0.2", 2)), {"0.2": "sequence 0 is closed"}),
     "a close after the end": ((*CLOSED, m.Close("0.2", "0")), {}),
@@ -132,6 +137,84 @@ def test_an_order_that_cannot_be_carried_out_ends_its_program(monkeypatch: pytes
     d.run()
     assert (d.over[broken].kind, d.over[broken].message) == ("generation", "MemoryError: no room")
     assert d.over[other].kind == "" and len(d[other, "0.1"].tokens) == 3
+
+
+def test_an_order_that_ends_its_program_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = drive()
+    program = d.program(text("0.0", 3), generate("0.1", 3))
+    core = d.core.programs
+
+    def faulty(found: Program, op: m.AnyOp) -> None:
+        core.end(found, "aborted", "in the middle")
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr(core, "_accept", faulty)
+    d.run(program)
+    assert d.over[program].message == "in the middle"
+
+
+def test_a_grammar_that_cannot_even_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = drive()
+
+    def broken(cache: GrammarCache, program: str, owner: str) -> bool:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(GrammarCache, "prepare", broken)
+    program, other = d.program(text("0.0", 3), constrained("0.1", "abc")), d.program(text("0.0", 3), generate("0.1", 2))
+    d.run()
+    failure = d[program, "0.1"].failure
+    assert failure is not None and failure.message == "MemoryError: no room"
+    assert len(d[other, "0.1"].tokens) == 2
+
+
+def test_grammars_that_were_built_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = drive()
+    monkeypatch.setattr(GrammarCache, "built", lambda cache: ["somebody who has left"])
+    program = d.program(text("0.0", 3), constrained("0.1", "abc"))
+    d.run(program)
+    assert d[program, "0.1"].failure is None
+
+
+def waiting(d: Drive) -> Sequence:
+    """A sequence that waits for a row: there is one only."""
+    names = [d.program(text("0.0", 30), generate("0.1", count)) for count in (20, 2)]
+    d.step()
+    found = [d.core.programs.live[name].sequences["0"] for name in names]
+    (sequence,) = [each for each in found if each in d.core.scheduler.waiting]
+    return sequence
+
+
+def test_who_waits_and_wants_nothing_any_more_rests_without_a_lease() -> None:
+    d = drive(rows=1)
+    scheduler, sequence = d.core.scheduler, waiting(d)
+    d.core.cache.park(sequence)
+    task, sequence.task, known, sequence.known = sequence.task, None, sequence.known, 1
+    scheduler.wake(sequence)
+    scheduler.plan()
+    assert sequence not in scheduler.waiting and sequence not in scheduler.resting
+    sequence.task, sequence.known = task, known
+    scheduler.wake(sequence)
+    assert sequence in scheduler.waiting
+
+
+def test_who_wants_nothing_and_leaves_before_the_next_plan() -> None:
+    d = drive(rows=1)
+    scheduler, sequence = d.core.scheduler, waiting(d)
+    sequence.task, sequence.known = None, 1
+    scheduler.wake(sequence)
+    scheduler.leave(sequence)
+    scheduler.plan()
+    assert sequence not in scheduler.waiting and sequence not in scheduler.resting
+
+
+def test_a_lease_is_as_old_as_its_first_day() -> None:
+    d = drive(rows=1)
+    now = [1.0]
+    leases, sequence = Leases(9.0, lambda: now[0]), waiting(d)
+    leases.add(sequence)
+    now[0] = 5.0
+    leases.add(sequence)
+    assert sequence.since == 1.0
 
 
 # -- an engine on its way

@@ -7,6 +7,7 @@ temporary file. Nothing of the original module changes.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import inspect
 import sys
@@ -67,6 +68,7 @@ class _Off(ast.NodeTransformer):
         return node
 
 
+@functools.cache
 def without_guards(module: ModuleType) -> list[Mutant]:
     """One mutant for each `if ...: raise` of the module, without it."""
     found: list[Mutant] = []
@@ -107,6 +109,7 @@ class _Unbooked(ast.NodeTransformer):
         return node
 
 
+@functools.cache
 def without_bookings(module: ModuleType) -> list[Mutant]:
     """One mutant for each statement `self.meter.spend(...)` or `afford(...)` of the module, without it."""
     found: list[Mutant] = []

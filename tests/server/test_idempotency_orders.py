@@ -77,7 +77,7 @@ def test_any_order_finds_faults(monkeypatch: pytest.MonkeyPatch, fault: str):
 
 
 async def _any_order(steps: list[Any]) -> None:
-    stage = Stage(replace(BOUNDS, answers=3))
+    stage = Stage(replace(BOUNDS, answers=2))
     clients: list[Client] = []
     said: list[bytes] = []
     begun: list[bool] = []

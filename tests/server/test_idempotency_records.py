@@ -12,7 +12,7 @@ import pytest
 from ramet.runtime.server import idempotency, idempotency_records
 from ramet.runtime.server.idempotency_records import Record, Shelf
 
-from .asgi import ALICE, BOB, BOUNDS, Client, Stage, driven, later, settled
+from .asgi import ALICE, BOB, BOUNDS, Stage, driven, later, settled
 
 Check = Callable[[], Awaitable[None]]
 

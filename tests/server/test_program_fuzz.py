@@ -175,12 +175,12 @@ def test_programs() -> None:
 def test_control_a_fault_is_found(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(plan_file, "check", lambda document, most: None)
-        assert next(search(plan, read_right_plan, 1, DAILY), None)
+        assert next(search(plan, read_right_plan, 1, LONG), None)
     monkeypatch.setattr(body, "_known", lambda given, fields, where: None)
     monkeypatch.setattr(
         body, "_converted", lambda raw, kind, where: kind(**{k: v for k, v in raw.items() if k != "type"})
     )
-    assert next(search(PROGRAM, read_program, 1, DAILY), None)
+    assert next(search(PROGRAM, read_program, 1, LONG), None)
 
 
 @pytest.mark.nightly

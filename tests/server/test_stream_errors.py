@@ -62,7 +62,10 @@ def check(route: Generating, body: bytes, *, foreseen: bool = True) -> None:
     assert not any("error" in name or "error" in data for name, data in events[:-last] if name != "response.created")
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(
+    "how",
+    ["aborted", "unforeseen", *(pytest.param(how, marks=pytest.mark.nightly) for how in ("deadline", "engine lost"))],
+)
 @pytest.mark.parametrize("name", ROUTES)
 def test_an_error_is_the_last_event(served: Served, name: str, how: str):
     check(ROUTES[name], cut_short(served, ROUTES[name], HOW[how]()), foreseen=how != "unforeseen")

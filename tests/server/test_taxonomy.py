@@ -20,7 +20,7 @@ from .serving import WAIT, Served, serving
 
 pytestmark = pytest.mark.model
 
-LONG = 900
+LONG = 300
 OPS = [
     {"type": "text", "id": "0.0", "seq": "0", "parts": ["Once upon a time"]},
     {"type": "gen", "id": "0.1", "seq": "0", "var": "x", "sampling": {"max_tokens": LONG, "ignore_eos": True}},

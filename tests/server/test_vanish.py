@@ -131,7 +131,7 @@ def quiet(served: Served) -> None:
         pass
 
 
-@pytest.mark.parametrize("leave", [whole_stream, plain_answer])
+@pytest.mark.parametrize("leave", [whole_stream, pytest.param(plain_answer, marks=pytest.mark.nightly)])
 def test_a_run_with_a_key_is_finished(served: Served, leave: Callable[..., None]):
     """Its client may come again: the whole of it is there, and was computed once."""
     headers = {"Idempotency-Key": leave.__name__}

@@ -83,8 +83,8 @@ def carry_out(task: Task) -> Report:
 
 def tasks(first_seed: int, prefix_rounds: int) -> Iterator[Task]:
     """Endless: rounds of the prefix cache first, then every scene with one seed after the other."""
-    for i in range(prefix_rounds // ROUNDS):
-        yield Task(PREFIXES, first_seed + i)
+    for i, done in enumerate(range(0, prefix_rounds, ROUNDS)):
+        yield Task(PREFIXES, first_seed + i, min(ROUNDS, prefix_rounds - done))
     for seed in count(first_seed):
         yield Task(OFFICES, seed)
         for scene in SCENES:

@@ -73,15 +73,19 @@ class Total:
 
     def sum_up(self) -> None:
         """The figures. CPU seconds are those of the workers that have ended."""
-        seconds = time.monotonic() - self._began
+        seconds = self.seconds
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         tell(f"{self.steps} steps of {self.programs} programs, {self.rounds} rounds of the prefix cache")
         tell(f"{self.worlds} seeds, {len(self.failures)} failed")
-        tell(
-            f"{seconds:.0f} s, {used.ru_utime + used.ru_stime:.0f} CPU s; {self.steps / max(seconds, 1e-9):.0f} steps/s"
-        )
+        rate = self.steps / max(seconds, 1e-9)
+        tell(f"{seconds:.0f} s, {used.ru_utime + used.ru_stime:.0f} CPU s of the workers, {rate:.0f} steps/s")
         for what, times in sorted(self.seen.items()):
             tell(f"  {what}: {times}")
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._began
 
     @property
     def status(self) -> int:
@@ -164,6 +168,8 @@ def main() -> int:
         for thread in threads:
             thread.join()
     total.sum_up()
+    if total.steps >= WHOLE:
+        leave(total, total.seconds)
     return total.status
 
 
