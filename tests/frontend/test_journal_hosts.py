@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -312,19 +313,45 @@ def test_a_host_call_under_way_keeps_the_run(path):
     assert rows(path)["0.0"] == ("host", "done")
 
 
-def test_a_forked_process_does_not_have_the_run(path, log):
-    """Neither its lock nor its connection."""
-    mocked = rt.Mock(rt.Mock.PENDING)
-    run = told.using(backend=mocked, journal=path)("a")
-    before = HOST.shared[str(path)]
+FORKED = """
+import sys
+from pathlib import Path
+import pytest
+import ramet as rt
+from ramet.frontend import journal
+from ramet.frontend.host import HOST
+sys.path.insert(0, sys.argv[2])
+import journaled
 
-    def child() -> None:
-        with pytest.raises(rt.JournalError, match="the process that this one was forked from"):
-            before.file.write([])
-        before.file.close()
-        with pytest.raises(rt.JournalHeld):
-            journal.settle(str(path), run.id, "0.1", None)
+WAIT = journaled.WAIT
 
-    assert journaled._forked(child) == 0
-    mocked.release("_0.1", "x")
-    assert run.result(WAIT) == "x"
+@rt.function
+def told(s, topic):
+    s += topic
+    return s.gen(max_tokens=2).get()
+
+path = Path(sys.argv[1])
+mocked = rt.Mock(rt.Mock.PENDING)
+run = told.using(backend=mocked, journal=path)("a")
+before = HOST.shared[str(path)]
+
+def child():
+    with pytest.raises(rt.JournalError, match="the process that this one was forked from"):
+        before.file.write([])
+    before.file.close()
+    with pytest.raises(rt.JournalHeld):
+        journal.settle(str(path), run.id, "0.1", None)
+
+assert journaled._forked(child) == 0
+mocked.release("_0.1", "x")
+assert run.result(WAIT) == "x"
+"""
+
+
+def test_a_forked_process_does_not_have_the_run(path):
+    """Neither its lock nor its connection. In a process of its own: one with other threads must not fork."""
+    script = path.parent / "forks.py"
+    script.write_text(FORKED)
+    command = [sys.executable, "-P", str(script), str(path), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+    assert done.returncode == 0, done.stderr

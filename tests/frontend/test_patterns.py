@@ -37,13 +37,13 @@ from ramet.frontend.errors import ConstraintError
     ],
 )
 def test_what_is_refused_says_why_and_within_a_second(pattern: str, said: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(ConstraintError) as caught:
         patterns.check(pattern)
     assert said in str(caught.value)
     assert str(caught.value).startswith("regex='")
     assert len(str(caught.value)) < 400
-    assert time.perf_counter() - begun < 1.0
+    assert time.process_time() - begun < 1.0  # of this process, however busy the machine is
 
 
 def test_a_pattern_that_is_no_string_is_refused() -> None:
