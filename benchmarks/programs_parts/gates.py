@@ -9,6 +9,7 @@ EXCESS = 1.02  # computed over distinct tokens
 # the same in a small pool: how long real tools take decides whose KV is given up; tests/sim/test_agents.py holds the
 # bound of 1.05 in virtual time
 PRESSED = 1.6
+PAUSED = 1.5  # submissions over those of a program that records without a pause: a busy machine cuts some in two
 THRASHING = 2.0  # the same, at least, where nothing is known of programs
 GUESSED = {7: 1.05}  # the same where forced text ends in guesses: wrong ones are computed and count
 JUMPS = {6: 1.05, 7: 1.5}  # steps without forced text over steps with it, at least
@@ -34,7 +35,8 @@ def _counts(report: Report, workload: Workload, rung: str) -> list[str]:
         if ratio > most:
             found.append(f"{name}: computes {ratio:.3f} x the distinct tokens; at most {most}")
         programs = len(outcome.values)
-        if rung == "whole" and outcome.submissions != workload.submissions * programs:
+        least = workload.submissions * programs
+        if rung == "whole" and not least <= outcome.submissions <= PAUSED * least:
             found.append(
                 f"{name}: {outcome.submissions} submissions of {programs} programs; {workload.submissions} each"
             )

@@ -216,9 +216,13 @@ def test_a_response_that_calls() -> None:
     assert kept.calls == tuple((item.call_id, item.name) for item in cast("Sequence[Any]", response.output[1:]))
 
 
+def unbroken() -> None:
+    pytest.fail("the stream is whole")
+
+
 @SIZES
 def test_a_response_that_calls_as_a_stream(size: int) -> None:
-    events = told(response_answers.events(script(BOTH, size), asked(), ME, None))
+    events = told(response_answers.events(script(BOTH, size), asked(), ME, None, unbroken))
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     kinds = [event["type"].removeprefix("response.") for event in events]
     call = ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"]
@@ -242,7 +246,7 @@ def test_a_response_that_calls_as_a_stream(size: int) -> None:
 
 def test_a_response_with_a_custom_tool() -> None:
     hearing = Hearing(offer=chat_offer({"tools": [SQL]}))
-    events = told(response_answers.events(script(TEXT, 3), asked(hearing), ME, None))
+    events = told(response_answers.events(script(TEXT, 3), asked(hearing), ME, None, unbroken))
     (item,) = events[-1]["response"]["output"]
     assert (item["type"], item["name"], item["input"]) == ("custom_tool_call", "sql", 'SELECT "1"')
     parts = [event["delta"] for event in events if event["type"] == "response.custom_tool_call_input.delta"]
