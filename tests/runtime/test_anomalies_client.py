@@ -75,20 +75,29 @@ class Tenant:
         self._engine = engine
         self._namespace = namespace
         self.ends: Counter[int] = Counter()
+        self._told: dict[int, threading.Event] = {}
+
+    def settle(self, patience: float) -> None:
+        """Wait for the ends: a value is there before its program has ended."""
+        for told in self._told.values():
+            told.wait(patience)
 
     def open(self, header: ir.Header, deliver: Callable[[ir.Event], None]) -> Any:
         """A program: its end is counted."""
         number = len(self.ends)
         self.ends[number] = 0
+        told = self._told[number] = threading.Event()
 
         def heard(event: ir.Event) -> None:
-            self.ends[number] += isinstance(event, ir.Ended)
+            if isinstance(event, ir.Ended):
+                self.ends[number] += 1
+                told.set()
             deliver(event)
 
         try:
             return self._engine.open(ir.Header(name=header.name, seed=header.seed, namespace=self._namespace), heard)
         except BaseException:
-            del self.ends[number]
+            del self.ends[number], self._told[number]
             raise
 
     def info(self) -> dict[str, object]:
@@ -157,6 +166,7 @@ def check(engine: Engine, calm: list[object], outcome: Outcome, most: int) -> No
     assert all(each in calm for each in found if not isinstance(each, Exception)), f"another value: {found}"
     assert all(isinstance(each, rt.GenerationError | rt.TransportError) for each in errors), f"{errors}"
     for tenant in tenants:
+        tenant.settle(WAIT)
         assert set(tenant.ends.values()) <= {1}, f"ends: {tenant.ends}"
     after = play(engine)[0]
     if most > 1 and any(isinstance(each, rt.TransportError) for each in after):  # it was just being lost

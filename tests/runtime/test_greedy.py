@@ -140,11 +140,11 @@ def exact(source: hub.ModelSource, spec: Spec) -> Iterator[LlamaForCausalLM]:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.nightly)])
 def test_greedy_tokens_are_those_of_transformers(
     source: hub.ModelSource, spec: Spec, exact: LlamaForCausalLM, prompts: list[list[int]], every: int
 ) -> None:
-    """Every one of 128 tokens of 40 prompts (nightly: 200) is the argmax of transformers' logits after the same prefix:
+    """Every one of 128 tokens of 25 prompts (nightly: 200) is the argmax of transformers' logits after the same prefix:
     by induction, what its greedy `generate` gives. (One pass over prompt and output computes all these logits;
     `generate` itself: nightly.)"""
     ties, some = 0, prompts[::every]
