@@ -28,6 +28,7 @@ from ramet.runtime.models import hub
 from ramet.runtime.models.tokenizer import tokenizer_of
 from ramet.runtime.ports import SOCKETS, WakingPort, ZmqPort
 from ramet.runtime.runners import runner_for
+from ramet.runtime.settle import settle
 
 if TYPE_CHECKING:
     from ramet.runtime.grammar.automaton import GrammarCache
@@ -47,6 +48,7 @@ def build(config: Config, port: WakingPort) -> tuple[EngineCore, m.Ready]:
     def grammars() -> GrammarCache:
         from ramet.runtime.grammar.automaton import GrammarCache
 
+        tokenizer.warm()  # forced text is encoded on the step loop, which the making would hold up
         return GrammarCache(tokenizer, runner.vocab, eos)
 
     core = EngineCore(
@@ -71,6 +73,16 @@ def serve(config: Config, port: WakingPort, ready: Callable[[m.Ready], None]) ->
         core.run()
     finally:
         core.close()
+
+
+def _settled(ready: Callable[[m.Ready], None]) -> Callable[[m.Ready], None]:
+    """`ready`, once this process is set for serving."""
+
+    def settle_first(hello: m.Ready) -> None:
+        settle()
+        ready(hello)
+
+    return settle_first
 
 
 def _end_with(parent: int, directory: str) -> None:
@@ -119,7 +131,7 @@ def main() -> None:
     parent.start()
     port = ZmqPort(directory)
     try:
-        serve(msgspec.json.decode(line, type=Config), port, port.send)
+        serve(msgspec.json.decode(line, type=Config), port, _settled(port.send))
     except BaseException as error:  # noqa: BLE001 (the main of the engine's process: the client is told)
         port.send(m.Broken(type(error).__name__, str(error)))
         parent.join()  # the client lets go of us when it has read this

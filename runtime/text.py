@@ -52,7 +52,7 @@ class Tokenizer:
         encoder is made, and what is wrong with it found, when the first text is encoded."""
         made = cls(vocabulary.from_gguf(metadata))
         if encodes:
-            made._core  # noqa: B018 (made now)
+            made.warm()
         return made
 
     @classmethod
@@ -65,6 +65,10 @@ class Tokenizer:
         """From a `tokenizer.json` and the parsed `tokenizer_config.json` and `generation_config.json`.
         Raises `ModelError`."""
         return cls(vocabulary.from_file(Path(path), tokenizer_config or {}, generation_config or {}))
+
+    def warm(self) -> None:
+        """Make the encoder now, unless it is made; it takes some tenths of a second."""
+        self._core  # noqa: B018
 
     @cached_property
     def _core(self) -> tokenizers.Tokenizer:

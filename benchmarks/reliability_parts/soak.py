@@ -21,7 +21,7 @@ from typing import Any
 from reliability_parts.board import Finding, Violation
 from reliability_parts.crowds import generate
 from reliability_parts.faults import chat
-from reliability_parts.hostile import bombs
+from reliability_parts.grammars import bombs
 from reliability_parts.place import Place, Server, descriptors, resident
 from reliability_parts.wire import Leaving, ask, idle, soon
 

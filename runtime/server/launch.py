@@ -35,6 +35,7 @@ from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.routes import ROUTERS
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
+from ramet.runtime.settle import settle
 
 LAST_WORDS = 3  # seconds for answers that are written when the engine has nothing left to do
 IDLE = 65  # seconds until an idle connection is closed: longer than clients keep theirs, so that they do not race us
@@ -154,6 +155,7 @@ async def _serve(
     try:
         await service.start()
         front.app = create_app(service, settings, metrics, ROUTERS)
+        settle()
         announce(client)
         await asked[0].wait()
         await drain(service, settings.drain_timeout, asked[1])

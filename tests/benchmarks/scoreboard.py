@@ -16,6 +16,7 @@ NAMES = (
     "catalog",
     "crowds",
     "faults",
+    "grammars",
     "hostile",
     "nonsense",
     "page",

@@ -123,3 +123,16 @@ def test_a_summary_of_the_simulation_is_believed_only_when_it_is_new(parts, tmp_
     later = file.stat().st_mtime + 1
     os.utime(source, (later, later))
     assert parts.suites.summary(tmp_path) is None
+
+
+def test_lateness_is_told_by_the_turn_and_against_a_step(parts) -> None:
+    quiet = [[5.0] * 500, [5.0] * 499 + [9.0]]
+    one_late = [[5.0] * 499 + [25.0], [5.0] * 499 + [29.0]]
+    all_late = [[12.0] * 500, [12.0] * 500]
+    found = {each.what: each for each in parts.grammars.lateness(quiet, one_late)}
+    longest, late = found["the bystander's longest gap grows by"], found["the 99th percentile of its gaps grows by"]
+    assert (longest.value, longest.error, longest.most) == (20.0, 0.0, 5.0)
+    assert (late.value, late.most) == (0.0, 5.0)
+    assert found["a step"].value == 5.0
+    found = {each.what: each for each in parts.grammars.lateness(quiet, all_late)}
+    assert found["the 99th percentile of its gaps grows by"].value == 7.0

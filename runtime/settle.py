@@ -1,0 +1,21 @@
+"""A process that has started and will serve from now on: what would make it pause is put out of the way.
+
+In: nothing. Out: the interpreter's own settings, for this process. Only a process that is ramet's own calls this, never
+one in which somebody's program runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+SWITCH_SECONDS = 0.001  # that another thread keeps the interpreter while the one that serves waits for it
+
+
+def settle() -> None:
+    """Leave everything that was made so far out of the garbage collector's walks: a full one over modules and
+    vocabularies takes 20 ms in an engine and 60 ms in a server (CPU time, measured), in which all streams stand still.
+    What comes later is small and walked as ever. Threads that compute beside the loop give way sooner."""
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(SWITCH_SECONDS)

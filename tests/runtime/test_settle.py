@@ -1,0 +1,30 @@
+"""Processes of ramet's own leave what they made while starting out of the collector's walks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+SETTLED = """
+import gc, json, sys
+from ramet.runtime import process
+before = gc.get_freeze_count(), len(gc.get_objects())
+told = []
+process._settled(told.append)("hello")
+print(json.dumps([before, [gc.get_freeze_count(), len(gc.get_objects())], told, sys.getswitchinterval()]))
+"""
+
+
+def run(code: str) -> list:
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(done.stdout)
+
+
+def test_an_engine_says_that_it_is_ready_when_it_has_settled() -> None:
+    (frozen, walked), (after, left), told, seconds = run(SETTLED)
+    assert frozen == 0
+    assert after > 0.8 * walked > 10_000
+    assert left < 1000
+    assert told == ["hello"]
+    assert seconds <= 0.002
