@@ -5,6 +5,8 @@ on operands that fit the caches (`cpu_parts/limits.py`). Then, in tokens/s and a
 
     prefill  one prompt; its tokens / seconds
     decode   a step of a batch of sequences that share nothing; batch / seconds
+    overhead milliseconds of the loop's CPU time in a step of one sequence beside the forward's one C call: planning,
+             sampling, Python, messages over the sockets of an engine's process
     shared   one prefix, a fork, some text and a call in each branch, through `rt.Engine`, the call to the last token:
              tokens made / seconds
 
@@ -15,10 +17,13 @@ on operands that fit the caches (`cpu_parts/limits.py`). Then, in tokens/s and a
 
 prefill and decode are calls of the runners (`NativeRunner`, and `TorchRunner` in bfloat16), greedy sampling included,
 in one process with its threads pinned. shared is whole processes, unpinned, with text, planning and messages; the
-engine has the dtypes int8 and int4 of the native kernels, and torch. The runners take turns, and each turn begins with
-another one; the first turn is a warm-up and is left out. 512-token prompts, contexts of 128 and 1,024 tokens, batches
-of 1 to 64, and 64 x (1,000 shared + 50 own + 32 made) unless options say otherwise. Two cores take 6 minutes, most of
-them for torch (`--runners`, `--turns`); four KV pools of 1.5 GB are filled side by side:
+engine has the dtypes int8 and int4 of the native kernels, and torch. `--only grouped` is apart: the decode step of a
+fork's branches with their prefix read once, against the same step without; `native.PAYS` is taken from it.
+
+The runners take turns, and each turn begins with another one; the first turn is a warm-up and is left out. 512-token
+prompts, contexts of 128 and 1,024 tokens, batches of 1 to 64, and 64 x (1,000 shared + 50 own + 32 made) unless options
+say otherwise. Two cores take 6 minutes, most of them for torch (`--runners`, `--turns`); four KV pools of 1.5 GB are
+filled side by side:
 
     python -P benchmarks/cpu.py --out build/bench
 """
@@ -52,14 +57,15 @@ if TYPE_CHECKING:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
+    from cpu_parts import grouped
     from cpu_parts.runners import NAMES
-    from cpu_parts.session import SECTIONS
+    from cpu_parts.session import ALL, SECTIONS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
     parser.add_argument("--threads", type=int, default=0, help="0 is one per core")
     parser.add_argument("--turns", type=int, default=5, help="beside the one that warms up")
-    parser.add_argument("--only", nargs="+", default=SECTIONS, choices=SECTIONS, help="sections beside the limits")
+    parser.add_argument("--only", nargs="+", default=SECTIONS, choices=ALL, help="sections beside the limits")
     parser.add_argument("--runners", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 64])
@@ -69,14 +75,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prefix", type=int, default=1000, help="its tokens")
     parser.add_argument("--own", type=int, default=50, help="tokens of a branch's own text")
     parser.add_argument("--made", type=int, default=32, help="tokens that a branch makes")
+    parser.add_argument("--members", nargs="+", type=int, default=grouped.MEMBERS, help="of a group, and:")
+    parser.add_argument("--prefixes", nargs="+", type=int, default=grouped.PREFIXES, help="tokens that it shares")
     parser.add_argument("--block", type=int, default=256, help="MiB that are read for the bandwidth")
     parser.add_argument("--pin", action=argparse.BooleanOptionalAction, default=True, help="a core for each thread")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--out", type=Path, help="folder for cpu.json and, with matplotlib, cpu.png")
     options = parser.parse_args()
     sizes = ("turns", "prompt", "steps", "branches", "prefix", "own", "made", "block")
-    least = {**{name: [getattr(options, name)] for name in sizes}, "batches": options.batches}
-    for name, values in {**least, "contexts": options.contexts}.items():
+    lists = ("batches", "contexts", "members", "prefixes")
+    least = {**{name: [getattr(options, name)] for name in sizes}, **{name: getattr(options, name) for name in lists}}
+    for name, values in least.items():
         if min(values) < 1:
             parser.error(f"--{name} {min(values)}: must be at least 1")
     return options
@@ -113,6 +122,7 @@ def opened(options: argparse.Namespace) -> Session:
 
 def told(session: Session) -> None:
     """The end of a run: the table or JSON, the files."""
+    from cpu_parts import grouped
     from cpu_parts.report import draw
 
     options, report = session.options, session.report
@@ -126,7 +136,12 @@ def told(session: Session) -> None:
     if options.json:
         print(found)
     else:
-        console.print(report.table(title))
+        if any(each.section != grouped.SECTION for each in report.figures):
+            console.print(report.table(title))
+        else:
+            console.print(title)
+        for name in dict.fromkeys(each.runner for each in report.figures if each.section == grouped.SECTION):
+            console.print(grouped.table(report.figures, name, facts["threads"]))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "cpu.json").write_text(found + "\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-
+"""One program per file; each runs by itself (`python -m ramet.examples.<name>`) and is tested."""

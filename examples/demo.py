@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -74,8 +75,8 @@ def _row(usage: Usage) -> list[str]:
 
 
 def _table(rows: list[tuple[str, list[str]]]) -> Table:
-    table = Table(title="tokens, steps, wall time")
-    table.add_column("")
+    table = Table(title="tokens, steps, wall time", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)  # 79 columns
+    table.add_column("", no_wrap=True)
     for name in COLUMNS:
         table.add_column(name, justify="right")
     for name, cells in rows:

@@ -12,16 +12,17 @@ from collections import deque
 from collections.abc import Sequence
 
 from ramet.frontend.backends.base import Backend, Deliver, Session
+from ramet.frontend.backends.through import Through
 from ramet.frontend.course import Course
 from ramet.frontend.errors import RametError
 from ramet.frontend.ir import AnyOp, Close, Ended, Event, Header, Put, Usage
 
 
-class Ahead:
+class Ahead(Through):
     """The backend of one run of a program whose plan has graph breaks; programs that its body starts pass through."""
 
     def __init__(self, backend: Backend, course: Course) -> None:
-        self._backend = backend
+        super().__init__(backend)
         self._course = course
         self._opened = False
         self.events: list[Event] = []
@@ -29,21 +30,9 @@ class Ahead:
     def open(self, header: Header, deliver: Deliver) -> Session:
         """See `Backend.open`; the first one is the program's own."""
         if self._opened:
-            return self._backend.open(header, deliver)
+            return self.backend.open(header, deliver)
         self._opened = True
-        return _Session(self._backend, header, deliver, self._course, self.events)
-
-    def info(self) -> dict[str, object]:
-        """The backend's."""
-        return self._backend.info()
-
-    def flush_cache(self) -> bool:
-        """The backend's."""
-        return self._backend.flush_cache()
-
-    def close(self) -> None:
-        """Close the backend."""
-        self._backend.close()
+        return _Session(self.backend, header, deliver, self._course, self.events)
 
 
 class _Session:

@@ -128,6 +128,9 @@ class Batch(Generic[R]):
                 raise error
             yield cast(R, value if error is None else error)
 
+    def __repr__(self) -> str:
+        return f"<Batch of {self._name!r}: {self.done} of {len(self)} rows done>"
+
     def cancel(self) -> None:
         """Cancel what runs and start nothing more."""
         self._cancelled = True

@@ -250,7 +250,7 @@ def fork(state: State, n: int | Sequence[Any], where: str) -> Branches:
     if isinstance(n, int) and n < 0:
         raise ConstraintError(f"fork({n}): the number of branches must not be negative", where=where)
     items: Sequence[Any] = range(n) if isinstance(n, int) else list(n)
-    return Branches(state, [State(child) for child in core.child_cores(items, where)])
+    return Branches(state, [state._child(child) for child in core.child_cores(items, where)])
 
 
 def adopt(state: State, branch: State, where: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from ramet.frontend.collecting import Collector
 from ramet.frontend.endless import Lines, watched
 from ramet.frontend.host import enter_backend, inside_async_body
 from ramet.frontend.parameters import Opened
@@ -24,7 +25,7 @@ from ramet.frontend.planned import Break, Decision, Document, Node, Read, Return
 from ramet.frontend.probes import Probe
 from ramet.frontend.returned import Types, returned
 from ramet.frontend.state import State
-from ramet.frontend.traced import Nowhere, TraceCore, TraceExecution
+from ramet.frontend.traced import Nowhere, TraceCore, TraceExecution, TraceState
 from ramet.frontend.tracing import Choice, Found, Shared, Stop, Trace
 from ramet.frontend.users import foreign, line_of
 from ramet.frontend.watch import Watch, constants
@@ -82,7 +83,10 @@ def compiled(job: Job) -> Compiled:
         except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
             results.append(error)
 
-    watched(job.name, work, explorer.progress, lambda: explorer.lines)
+    try:
+        watched(job.name, work, explorer.progress, lambda: explorer.lines)
+    finally:
+        explorer.resume()
     [result] = results
     if isinstance(result, BaseException):
         raise result
@@ -98,11 +102,16 @@ class _Explorer:
         self._types: Types = {}
         self._shared = Shared()
         self._traces = 0
+        self._collector = Collector()
         self.lines = Lines(Trace(Probe()))  # of the trace under way
 
     def progress(self) -> tuple[int, int]:
         """How far it has come: traces begun, and the moves of the latest. For any thread."""
         return self._traces, self.lines.trace.moves
+
+    def resume(self) -> None:
+        """Of a trace that is left behind: undo what it has changed."""
+        self._collector.resume()
 
     def explore(self) -> Compiled:
         """See `compiled`."""
@@ -145,7 +154,8 @@ class _Explorer:
         self.lines = Lines(trace)
         self._traces += 1
         context = contextvars.copy_context()
-        context.run(self._run, trace)
+        with self._collector:
+            context.run(self._run, trace)
         if isinstance(trace.end, Break):
             trace.end = msgspec.structs.replace(trace.end, reason=trace.readable(trace.end.reason))
         return trace
@@ -154,7 +164,7 @@ class _Explorer:
         job = self._job
         execution = TraceExecution(job.name, trace)
         enter_backend(Nowhere(trace, opened=True))
-        state = State(TraceCore(execution, execution.record.root, job.sampling))
+        state = TraceState(TraceCore(execution, execution.record.root, job.sampling))
         watch = Watch(trace, job.code, self._codes)
         before, tracer = sys.getprofile(), sys.gettrace()
         try:
@@ -176,6 +186,7 @@ class _Explorer:
             self._unwatch(trace, before, tracer)
             if isinstance(trace.end, Break) and not trace.end.where:  # it has returned
                 trace.end = msgspec.structs.replace(trace.end, where=watch.returned or job.where)
+            execution.forget()
 
     @staticmethod
     def _unwatch(trace: Trace, profiler: Any, tracer: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 from ramet.frontend.entries import Entry
 from ramet.frontend.errors import ConstraintError, ParseError, TruncatedError
 from ramet.frontend.ir import JUMPS, Choices, Constraint, Grammar, JsonSchema, Jump, Meta, Regex
+from ramet.frontend.scalars import short
 from ramet.frontend.shapes import shown
 from ramet.frontend.types import NUMBERS, check_choices, finite, json_type
 
@@ -52,9 +53,10 @@ def wanted(type_: Any, arguments: Mapping[str, Any], where: str) -> Wanted:
     `arguments` that are None are not given."""
     given = [name for name in KINDS if arguments.get(name) is not None]
     if len(given) + (type_ is not str) > 1:
-        names = ", ".join([*([f"type={shown(type_)}"] if type_ is not str else []), *(f"{name}=" for name in given)])
+        both = [f"type={shown(type_)}"] if type_ is not str else []
+        both += [f"{name}={short(arguments[name])}" for name in given]
         raise ConstraintError(
-            f"{names}: a generation has one constraint; give one of type, {', '.join(KINDS)}", where=where
+            f"{', '.join(both)}: a generation has one constraint; give one of type, {', '.join(KINDS)}", where=where
         )
     jump, whitespace = arguments.get("jump"), arguments.get("json_whitespace")
     _one_of("jump", jump, JUMPS, where)
@@ -112,7 +114,7 @@ def read_text(entry: Entry, want: Wanted, text: str) -> Any:
             where=entry.where,
             branch=entry.seq.path,
             prompt_tail=before,
-        ) from error
+        ) from (None if cut else error)  # where a text breaks off is no riddle to solve in a JSON parser's frames
 
 
 def _explicit(kind: str, value: Any, whitespace: Whitespace, where: str) -> Wanted:

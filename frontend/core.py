@@ -12,7 +12,7 @@ from typing import Any
 
 from ramet.frontend.constraints import Wanted, wanted
 from ramet.frontend.entries import Entry, Seq
-from ramet.frontend.errors import ConstraintError, StateError
+from ramet.frontend.errors import ConstraintError, StateError, UnknownVariable
 from ramet.frontend.execution import Execution
 from ramet.frontend.ir import Role, Select, SelectMethod, Tool
 from ramet.frontend.options import build, checked
@@ -58,16 +58,25 @@ class Core:
         self.own[name] = None
         self.execution.bell.ring()
 
+    def unknown(self, name: str, where: str, branch: str = "") -> UnknownVariable:
+        """The error of reading a variable that is not defined here; says which branches define it."""
+        entries = list(self.execution.record.entries.values())
+        there = list(dict.fromkeys(entry.seq.path for entry in entries if entry.var == name))
+        return UnknownVariable(name, self.variables, where=where, branch=branch, branches=there)
+
     def wanted(self, type_: Any, arguments: Mapping[str, Any], where: str) -> Wanted:
         """See `constraints.wanted`. What was found valid once is not looked at again in this run."""
         given = tuple((name, type(value), value) for name, value in arguments.items() if value is not None)
         try:
             found = self.known.get((type_, given))
         except TypeError:  # a schema that is a dict, choices that are a list
-            return wanted(type_, arguments, where)
+            return self._wanted(type_, arguments, where)
         if found is None:
-            found = self.known[type_, given] = wanted(type_, arguments, where)
+            found = self.known[type_, given] = self._wanted(type_, arguments, where)
         return found
+
+    def _wanted(self, type_: Any, arguments: Mapping[str, Any], where: str) -> Wanted:
+        return wanted(type_, arguments, where)
 
     def checked(self, options: Mapping[str, Any], where: str) -> dict[str, Any]:
         """See `options.checked`."""

@@ -6,7 +6,7 @@ Every error that ramet raises on purpose is a `RametError`; messages name the fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class RametError(Exception):
@@ -75,11 +75,15 @@ class StateError(ProgramError, RuntimeError):
 
 
 class UnknownVariable(ProgramError, KeyError):
-    """A variable was read that the program does not define. Lists the names that exist."""
+    """A variable was read that is not defined here. Lists the names that are, and the `branches` that define it."""
 
-    def __init__(self, name: str, known: Iterable[str] = (), *, where: str = "", branch: str = "") -> None:
+    def __init__(
+        self, name: str, known: Iterable[str] = (), *, where: str = "", branch: str = "", branches: Sequence[str] = ()
+    ) -> None:
         names = ", ".join(repr(n) for n in known) or "none"
-        super().__init__(f"no variable {name!r}; known: {names}", where=where, branch=branch)
+        more = f" and {len(branches) - 1} more" if len(branches) > 1 else ""
+        there = f"; branch {branches[0]}{more} defined it: read it there, gather it, or join them" if branches else ""
+        super().__init__(f"no variable {name!r}; known: {names}{there}", where=where, branch=branch)
         self.name = name
 
     __str__ = ProgramError.__str__  # KeyError would show the repr

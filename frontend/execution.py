@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -73,8 +73,11 @@ class Execution:
             journal.attach(self)
         self.outbox.session = (journal or backend).open(header, self.deliver)
 
+    def _locked(self) -> AbstractContextManager[None]:
+        return self._guarded()
+
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _guarded(self) -> Iterator[None]:
         try:
             with self._lock:
                 yield

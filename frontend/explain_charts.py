@@ -164,7 +164,7 @@ def _ticks(end: float) -> list[float]:
     while power * 10 <= rough:
         power *= 10
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-    return [step * index for index in range(int(end * 0.97 / step) + 1)]
+    return [step * index for index in range(int(end * 0.94 / step) + 1)]  # a label further right would be cut off
 
 
 # --- the prefix tree ---

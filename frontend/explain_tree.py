@@ -76,7 +76,7 @@ class _Maker:
 
 
 def _folded(quiet: Sequence[Op]) -> list[Row]:
-    text = " ".join("".join(op.text for op in quiet if op.kind != "role").split())
+    text = " ".join("".join(" " if op.kind == "role" else op.text for op in quiet).split())
     return [Row(text=text)] if text else []
 
 

@@ -13,12 +13,13 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.errors import EngineError
+from ramet.frontend.workers import Workers
 
 T = TypeVar("T")
 POOL_THREADS = 32
@@ -35,7 +36,7 @@ class Host:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._pools: dict[int, Workers] = {}
         self.default_backend: Backend | None = None
         self.sharing = threading.Condition()  # held while `shared` changes; told when a run lets go of its journal
         self.shared: dict[str, object] = {}  # open journals, by their paths: a file has one writer in a process
@@ -59,8 +60,8 @@ class Host:
         with self._lock:
             pool = self._pools.get(depth)
             if pool is None:
-                pool = self._pools[depth] = ThreadPoolExecutor(POOL_THREADS, f"ramet-host-{depth}")
-        return pool.submit(context.run, fn)
+                pool = self._pools[depth] = Workers(POOL_THREADS, f"ramet-host-{depth}")
+        return pool.submit(lambda: context.run(fn))
 
     def later(self, seconds: float, fn: Callable[[], object]) -> Callable[[], None]:
         """Call `fn` (which must not block) on the background loop after `seconds`. Returns a function that calls it

@@ -47,63 +47,90 @@ def call_host(
     """Complete `call.future` with `fn(*args, **kwargs)` of `bound()`, once all of `needs` are done: with what a need
     failed with, with `ToolError` when the function raises (its exception is the cause). `begun` gets the time at which
     `fn` begins. Where the run has a journal, the function is called once that it begins is recorded."""
-    journal, future, fn = execution.journal, call.future, call.fn
-    key = journal.key(call.op) if journal is not None else ""
+    running = _Running(execution, call, bound, begun)
     context = contextvars.copy_context()  # what completes a need runs in a context of its own
+    all_done(list(needs), lambda: context.copy().run(running.begin, needs))
 
-    def answer(value: Any) -> None:
-        future.set_result(value) if journal is None else journal.returned(call, value)
 
-    def fail(error: BaseException) -> None:
-        wrapped = _tool_error(call, error)
-        future.set_exception(wrapped) if journal is None else journal.raised(call, wrapped)
+class _Running:
+    """One call, from the moment at which everything that it waits for is there."""
 
-    def run_sync() -> None:
-        begun.append(time.monotonic())
-        enter_call(execution, call.op, key)
-        try:
-            args, kwargs = bound()
-            result = fn(*args, **kwargs)
-        except BaseException as error:  # noqa: BLE001 - it belongs to the reader of the value, not to the worker thread
-            fail(error)
+    def __init__(
+        self,
+        execution: Execution,
+        call: HostCall,
+        bound: Callable[[], tuple[list[Any], dict[str, Any]]],
+        begun: list[float],
+    ) -> None:
+        self._execution = execution
+        self._journal = execution.journal
+        self._call = call
+        self._bound = bound
+        self._begun = begun
+        self._key = "" if self._journal is None else self._journal.key(call.op)
+
+    def begin(self, needs: Sequence[Future[Any]]) -> None:
+        """Call the function, unless a need failed or the program was cut short."""
+        call = self._call
+        failed = next((need.exception() for need in needs if need.exception() is not None), None)
+        if failed is not None:
+            call.future.set_exception(failed)
+        elif self._execution.record.cause is not None:
+            call.future.set_exception(Aborted(_CUT_SHORT, where=call.where, branch=call.branch))
+        elif self._journal is None:
+            self._launch()
         else:
-            answer(result)
+            self._journal.call(call, self._bound(), self._launch)
 
-    async def run_async() -> None:
-        begun.append(time.monotonic())
-        enter_call(execution, call.op, key)
+    def _launch(self) -> None:
+        loop = self._execution.loop
         try:
-            args, kwargs = bound()
-            result = await fn(*args, **kwargs)
+            if _is_async(self._call.fn):
+                there = loop if loop is not None and not loop.is_closed() else HOST.loop()
+                asyncio.run_coroutine_threadsafe(self._run_async(), there)
+            else:
+                HOST.submit(self._run_sync)
+        except RuntimeError as error:  # the loop is closed, or the interpreter is shutting down
+            self._fail(error)
+
+    def _run_sync(self) -> None:
+        self._enter()
+        try:
+            args, kwargs = self._bound()
+            result = self._call.fn(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - it belongs to the reader of the value, not to the worker thread
+            self._fail(error)
+        else:
+            self._answer(result)
+
+    async def _run_async(self) -> None:
+        self._enter()
+        try:
+            args, kwargs = self._bound()
+            result = await self._call.fn(*args, **kwargs)
         except BaseException as error:
-            fail(error)
+            self._fail(error)
             if not isinstance(error, Exception):
                 raise  # cancellation goes on to the task
         else:
-            answer(result)
+            self._answer(result)
 
-    def launch() -> None:
-        try:
-            if _is_async(fn):
-                loop = execution.loop if execution.loop is not None and not execution.loop.is_closed() else HOST.loop()
-                asyncio.run_coroutine_threadsafe(run_async(), loop)
-            else:
-                HOST.submit(run_sync)
-        except RuntimeError as error:  # the loop is closed, or the interpreter is shutting down
-            fail(error)
+    def _enter(self) -> None:
+        self._begun.append(time.monotonic())
+        enter_call(self._execution, self._call.op, self._key)
 
-    def begin() -> None:
-        failed = next((need.exception() for need in needs if need.exception() is not None), None)
-        if failed is not None:
-            future.set_exception(failed)
-        elif execution.record.cause is not None:
-            future.set_exception(Aborted(_CUT_SHORT, where=call.where, branch=call.branch))
-        elif journal is None:
-            launch()
+    def _answer(self, value: Any) -> None:
+        if self._journal is None:
+            self._call.future.set_result(value)
         else:
-            journal.call(call, bound(), launch)
+            self._journal.returned(self._call, value)
 
-    all_done(list(needs), lambda: context.copy().run(begin))
+    def _fail(self, error: BaseException) -> None:
+        wrapped = _tool_error(self._call, error)
+        if self._journal is None:
+            self._call.future.set_exception(wrapped)
+        else:
+            self._journal.raised(self._call, wrapped)
 
 
 def _tool_error(call: HostCall, error: BaseException) -> ToolError:

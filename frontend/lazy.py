@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -11,8 +12,25 @@ class Lazy(Future[Any]):
     """A future whose result is made anew by each read."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        super().__init__()
-        self._make = make
+        self._make = make  # nothing of a Future's own: a program has one per generation, and nobody waits for it
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_condition":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._condition = threading.Condition()
+        return self._condition
+
+    def cancel(self) -> bool:
+        """It is done."""
+        return False
+
+    def cancelled(self) -> bool:
+        """Never."""
+        return False
+
+    def running(self) -> bool:
+        """Never."""
+        return False
 
     def done(self) -> bool:
         """Always."""

@@ -97,8 +97,10 @@ class Plan:
 
     def __repr__(self) -> str:
         names = ", ".join(parameter.name for parameter in self.params)
-        breaks = f", {len(self.breaks)} graph breaks" if self.breaks else ""
-        return f"<Plan {self.name}({names}): {len(self.paths)} paths{breaks}>"
+        counts = [f"{len(self.paths)} path{'s' * (len(self.paths) != 1)}"]
+        if self.breaks:
+            counts.append(f"{len(self.breaks)} graph break{'s' * (len(self.breaks) != 1)}")
+        return f"<Plan {self.name}({names}): {', '.join(counts)}>"
 
     # --- running it ---
 

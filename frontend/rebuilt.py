@@ -1,4 +1,4 @@
-"""The result of a plan's run: from an expression and known values to an object."""
+"""The result of a plan's run. In: the expression that a path returns, and known values. Out: an object."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ramet.frontend.backends.base import Backend, Deliver, Session
+from ramet.frontend.backends.through import Through
 from ramet.frontend.errors import FAILURES, GenerationError, StateError
 from ramet.frontend.ir import (
     ROOT,
@@ -63,11 +64,11 @@ class Recording:
         return _Calls(self).all()
 
 
-class Recorder:
-    """A backend that hands everything on to another and remembers the programs that pass through."""
+class Recorder(Through):
+    """A backend that remembers the programs that pass through it to another."""
 
     def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+        super().__init__(backend)
         self.programs: list[Recording] = []
 
     def open(self, header: Header, deliver: Deliver) -> Session:
@@ -82,19 +83,7 @@ class Recorder:
                 recording.usage = event.usage
             deliver(event)
 
-        return _RecordedSession(self._backend.open(header, remember), recording.ops)
-
-    def info(self) -> dict[str, object]:
-        """The recorded backend's."""
-        return self._backend.info()
-
-    def flush_cache(self) -> bool:
-        """The recorded backend's."""
-        return self._backend.flush_cache()
-
-    def close(self) -> None:
-        """Close the recorded backend."""
-        self._backend.close()
+        return _RecordedSession(self.backend.open(header, remember), recording.ops)
 
 
 class _RecordedSession:

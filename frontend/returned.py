@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any
 
 from ramet.frontend.planned import Const, Fields, Given, Many, Param, Returned, Said, Whole
 from ramet.frontend.probes import Altered, marked
@@ -17,10 +17,6 @@ from ramet.frontend.tracing import Trace
 from ramet.frontend.values import Value
 
 Types = dict[str, type]
-
-
-class _Dataclass(Protocol):
-    __dataclass_fields__: dict[str, dataclasses.Field[Any]]
 
 
 def returned(value: Any, trace: Trace, types: Types) -> Returned:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.callers import caller, enter_body
 from ramet.frontend.core import Core
-from ramet.frontend.errors import Aborted, ConstraintError, ProgramTimeout, StateError, UnknownVariable
+from ramet.frontend.errors import Aborted, ConstraintError, ProgramTimeout, StateError
 from ramet.frontend.execution import Execution
 from ramet.frontend.host import HOST, enter_backend, inside_async_body
 from ramet.frontend.ir import Event, Header, Usage
@@ -150,7 +150,7 @@ class Run(State, Generic[R]):
                 return found
             if self._run.outcome.done():
                 self._outcome()
-                raise UnknownVariable(name, self._core.variables, where=user_line())
+                raise self._core.unknown(name, user_line())
             refuse_blocking(self._run.loop, f"the variable {name!r}")
             with self._until_interrupted():
                 self._run.bell.wait(seen)
@@ -257,7 +257,7 @@ class Run(State, Generic[R]):
         if value is None:
             if self._run.outcome.done():
                 self._outcome()
-                raise UnknownVariable(name, self._core.variables, where=user_line())
+                raise self._core.unknown(name, user_line())
             return None
         if isinstance(value.span, Span):
             return SpanReader(lambda: self._core.seq, value.span, self._run.outcome.done)

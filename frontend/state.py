@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 from ramet.frontend import toolturns
 from ramet.frontend.constraints import ARGUMENTS
 from ramet.frontend.core import Core
-from ramet.frontend.errors import ConstraintError, StateError, UnknownVariable
+from ramet.frontend.errors import ConstraintError, StateError
 from ramet.frontend.expressions import ROLES, Concat, GenExpr, Piece, RoleExpr, SelectExpr, check_piece
 from ramet.frontend.ir import SelectMethod
 from ramet.frontend.options import GenOptions
@@ -37,6 +37,10 @@ class State:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+
+    def _child(self, core: Core) -> State:
+        """The state of a branch."""
+        return State(core)
 
     @property
     def item(self) -> Any:
@@ -287,7 +291,7 @@ class State:
         """The handle of a variable, without waiting. Raises `UnknownVariable`."""
         found = self._core.variables.get(name)
         if found is None:
-            raise UnknownVariable(name, self._core.variables, where=user_line(), branch=self._core.seq.path)
+            raise self._core.unknown(name, user_line(), self._core.seq.path)
         return found
 
     def __getitem__(self, name: str) -> Any:

@@ -115,32 +115,41 @@ class SpanReader:
 
 def follow(execution: Execution, find: Callable[[], Reader | None]) -> Iterator[str]:
     """The texts of the reader that `find` gives as soon as it exists, as they come; waits in this thread."""
-    reader: Reader | None = None
-    while True:
-        seen, text = execution.bell.count, ""
-        reader = reader or find()
-        if reader is not None:
-            text, finished = reader.take()
-            if text:
-                yield text
-            if finished:
-                return
-        if execution.bell.count == seen and not text:
+    found = _Found(find)
+    while not found.finished:
+        seen = execution.bell.count
+        text = found.take()
+        if text:
+            yield text
+        elif not found.finished and execution.bell.count == seen:
             refuse_blocking(execution.loop, "the next text")
             execution.bell.wait(seen)
 
 
 async def follow_async(execution: Execution, find: Callable[[], Reader | None]) -> AsyncIterator[str]:
     """`follow` for event loops."""
-    reader: Reader | None = None
-    while True:
-        seen, text = execution.bell.count, ""
-        reader = reader or find()
-        if reader is not None:
-            text, finished = reader.take()
-            if text:
-                yield text
-            if finished:
-                return
-        if execution.bell.count == seen and not text:
+    found = _Found(find)
+    while not found.finished:
+        seen = execution.bell.count
+        text = found.take()
+        if text:
+            yield text
+        elif not found.finished and execution.bell.count == seen:
             await execution.bell.wait_async(seen)
+
+
+class _Found:
+    """A reader that may not exist yet."""
+
+    def __init__(self, find: Callable[[], Reader | None]) -> None:
+        self._find = find
+        self._reader: Reader | None = None
+        self.finished = False
+
+    def take(self) -> str:
+        """What can be told now."""
+        self._reader = self._reader or self._find()
+        if self._reader is None:
+            return ""
+        text, self.finished = self._reader.take()
+        return text

@@ -68,6 +68,15 @@ MISTRAL = Notation(
     separator=', {"name": "',
     last="]",
 )
+NEMOTRON = Notation(
+    name="nemotron",
+    trigger="<TOOLCALL>",
+    begin='<TOOLCALL>[{"name": "',
+    between='", "arguments": ',
+    close="}",
+    separator=', {"name": "',
+    last="]</TOOLCALL>",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def title(run: Execution) -> str:
     state = "running" if not outcome.done() else "failed" if outcome.exception() is not None else "done"
     metas = [entry.meta for entry in list(run.record.entries.values()) if entry.meta is not None]
     tokens = sum(meta.completion_tokens for meta in metas)
-    return f"{run.name}: {state}, {len(metas)} calls, {tokens} generated tokens"
+    return f"{run.name}: {state}, {len(metas)} call{'s' * (len(metas) != 1)}, {tokens} generated tokens"
 
 
 def usage_so_far(run: Execution) -> Usage:

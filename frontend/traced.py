@@ -1,4 +1,4 @@
-"""A traced program's own objects: its execution, what records on it, and the backend that it never reaches.
+"""A traced program's own objects: its execution, its states, and the backend that it never reaches.
 
 In: what a body records. Out: operations of a `Trace`, symbols in place of values. What is the language's alone runs
 unwatched.
@@ -6,24 +6,30 @@ unwatched.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Self
 
 from ramet.frontend.backends.base import Deliver, Session
 from ramet.frontend.constraints import Wanted
 from ramet.frontend.core import Core
 from ramet.frontend.entries import Entry, Kind, Seq
 from ramet.frontend.execution import Execution
+from ramet.frontend.expressions import Concat, Piece
 from ramet.frontend.ir import AnyOp, Close, Header, SelectMethod
 from ramet.frontend.lazy import Lazy
 from ramet.frontend.outbox import Outbox
 from ramet.frontend.record import Record
 from ramet.frontend.sampling import Sampling
+from ramet.frontend.state import State
 from ramet.frontend.tracing import Trace
 from ramet.frontend.values import Value
 from ramet.frontend.waiting import Bell
+from ramet.frontend.where import user_line
+
+_PLAIN = (str, int, float, bool, type(None))  # equal ones of one type are the same option
 
 
 class TraceExecution(Execution):
@@ -35,6 +41,17 @@ class TraceExecution(Execution):
         self.outbox = _Log(self._lock, self.record, trace)
         self.bell = _Dumb()
         self._never: Future[str] = Future()  # of what has no value
+        self._alone = _Alone(self.record)
+
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        return self._alone
+
+    def forget(self) -> None:
+        """Nothing reads the record any more: undo its cycles, so that all of it goes at once, without a collection."""
+        for entry in self.record.entries.values():
+            entry.future = self._never
+            entry.seq.entries.clear()
+        self.record.entries.clear()
 
     def add(
         self, seq: Seq, kind: Kind, where: str, make: Callable[[str], AnyOp], var: str = "", refs: Sequence[Entry] = ()
@@ -72,16 +89,49 @@ class TraceExecution(Execution):
         return Lazy(lambda: [future.result() for future in futures])
 
 
+class _Alone:
+    """In place of an execution's lock: a trace has one thread."""
+
+    def __init__(self, record: Record) -> None:
+        self._todo = record.todo
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        while self._todo:
+            self._todo.popleft()()
+
+
 class TraceCore(Core):
     """What records generations, choices, roles and forks of a traced state: the language alone, which nobody need
     watch."""
 
     execution: TraceExecution
 
+    def _wanted(self, type_: Any, arguments: Mapping[str, Any], where: str) -> Wanted:
+        with self.execution.trace.unwatched.lifted():  # types of the user's have methods of their own
+            return super()._wanted(type_, arguments, where)
+
     def checked(self, options: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """See `Core.checked`."""
-        with self.execution.trace.unwatched:
-            return super().checked(options, where)
+        """See `Core.checked`; plain options that were valid once are."""
+        known = self.execution.trace.shared.checked
+        key = tuple((name, type(value), value) for name, value in options.items())
+        if not all(kind in _PLAIN for _, kind, _ in key):
+            with self.execution.trace.unwatched:
+                return super().checked(options, where)
+        if key not in known:
+            with self.execution.trace.unwatched:
+                known[key] = super().checked(options, where)
+        return known[key].copy()
+
+    def gen(
+        self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str, want: Wanted
+    ) -> Value[Any]:
+        """See `Core.gen`."""
+        if timeout is not None:
+            self.execution.trace.stop("feature", "a generation has a timeout")
+        return super().gen(name, options, n, timeout, where, want)
 
     def sampling(self, options: Mapping[str, Any], where: str) -> Sampling:
         """See `Core.sampling`; options that were valid once are."""
@@ -113,6 +163,37 @@ class TraceCore(Core):
         """See `Core.child_cores`."""
         with self.execution.trace.unwatched:
             return super().child_cores(items, where)
+
+
+class TraceState(State):
+    """A traced state. What appends plain text, generates or opens a message of given content is the language alone;
+    whoever appends a value may ask an object of the user's for its text."""
+
+    _core: TraceCore
+
+    def _child(self, core: Core) -> State:
+        return TraceState(core)
+
+    def __iadd__(self, other: Piece) -> Self:
+        if type(other) is not str:
+            return super().__iadd__(other)
+        with self._core.execution.trace.unwatched:
+            return super().__iadd__(other)
+
+    def _append(self, piece: Piece, where: str) -> None:
+        if isinstance(piece, Value | Concat):
+            super()._append(piece, where)
+        else:
+            with self._core.execution.trace.unwatched:
+                super()._append(piece, where)
+
+    def gen(self, type: Any = str, *, n: int | None = None, **options: Any) -> Value[Any]:
+        """See `State.gen`."""
+        with self._core.execution.trace.unwatched:
+            return self._gen(type, n, options, user_line())
+
+    def __repr__(self) -> str:
+        return f"<State {self._core.seq.path} of {self._core.execution.name!r}>"  # as a run says it
 
 
 class _Dumb(Bell):

@@ -7,7 +7,8 @@ what it reads, the decisions that it comes to, and how it ends. Nothing is sent 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import msgspec
@@ -76,6 +77,19 @@ class Unwatched:
                 sys.settrace(self.lines)
             sys.setprofile(self.watch)
 
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Inside, what may be the user's: watched as everywhere."""
+        depth, self._depth = self._depth, 1
+        if depth:
+            self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            if depth:
+                self.__enter__()
+            self._depth = depth
+
 
 class Shared:
     """What the traces of one program have in common: each step once, each set of options checked once. Paths of many
@@ -84,6 +98,7 @@ class Shared:
     def __init__(self) -> None:
         self.steps: dict[Step, Step] = {}
         self.samplings: dict[tuple[tuple[str, Any], ...], Sampling] = {}
+        self.checked: dict[tuple[tuple[str, type, Any], ...], dict[str, Any]] = {}
 
     def step(self, step: Step) -> Step:
         """The one that is equal to it."""
@@ -107,7 +122,7 @@ class Trace:
         self.end: Break | Return | None = None
         self.readers: dict[str, Callable[[str], Any]] = {}  # typed values: op → text → value
         self.moves = 0  # what was found, and texts that were appended
-        self._texts = 0
+        self._texts = self._steps = 0
         self._looks = 0  # at values that are decided, since it last moved
         self._script = tuple(script)
         self._taken: dict[Use | Param, str] = {}
@@ -155,7 +170,7 @@ class Trace:
             if index >= self._most_choices:
                 self.stop("limit", f"a path has more than {index} decisions: does a loop end? (max_paths={index})")
             taken = self._script[index] if index < len(self._script) else 0
-            self._add(Choice(on, domain, taken, place()))
+            self._add(Choice(on, domain, taken, self._place()))
             known = self._taken[on] = domain[taken]
         return known
 
@@ -184,8 +199,11 @@ class Trace:
     def _reads(self, entry: Entry) -> None:
         if entry.id not in self._read:
             self._read.add(entry.id)
-            steps = sum(isinstance(item, Step) for item in self.found)
-            self._add(Read(entry.id, steps, place()))
+            self._add(Read(entry.id, self._steps, self._place()))
+
+    def _place(self) -> str:
+        with self.unwatched:
+            return place()
 
     # --- what it records ---
 
@@ -214,6 +232,7 @@ class Trace:
             self.stop("limit", f"a path has more than {MOST_STEPS} steps: does a loop end?", entry.where)
         step = self._step(entry)
         if step is not None:
+            self._steps += 1
             self._add(self.shared.step(step))
 
     def _step(self, entry: Entry) -> Step | None:

@@ -281,9 +281,11 @@ def call_value(
 
 def one_error(errors: Sequence[BaseException], message: str) -> BaseException:
     """The error itself when there is one (or the same one several times, or one lost backend or cancelled program that
-    failed them all), a group when there are several."""
+    failed them all), a group when there are several: its message has the first one's."""
     distinct = list({_cause(error): error for error in reversed(errors)}.values())[::-1]
-    return distinct[0] if len(distinct) == 1 else BaseExceptionGroup(message, distinct)
+    if len(distinct) == 1:
+        return distinct[0]
+    return BaseExceptionGroup(f"{message}; the first: {type(distinct[0]).__name__}: {distinct[0]}", distinct)
 
 
 def _cause(error: BaseException) -> object:

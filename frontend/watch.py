@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any
 
-from ramet.frontend import core, roles, run, transcript, values
+from ramet.frontend import roles, run, transcript, values
 from ramet.frontend.branches import Branches
 from ramet.frontend.planned import BreakKind
 from ramet.frontend.probes import marked
@@ -33,7 +33,6 @@ _FROM_USERS: dict[CodeType, tuple[BreakKind, str]] = {
 }
 _WITH: dict[CodeType, tuple[str, Any, str]] = {  # a parameter, what it is when it is not given
     values.Value.get.__code__: ("timeout", None, "a read has a timeout"),
-    core.Core.gen.__code__: ("timeout", None, "a generation has a timeout"),
     Branches.gather.__code__: ("on_error", "raise", "gather returns errors"),
     Branches.agather.__code__: ("on_error", "raise", "gather returns errors"),
 }

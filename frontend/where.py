@@ -30,15 +30,22 @@ def user_line() -> str:
     return ""
 
 
+def _on_purpose(error: BaseException) -> bool:
+    return isinstance(error, RametError) or (
+        isinstance(error, BaseExceptionGroup) and all(map(_on_purpose, error.exceptions))
+    )
+
+
 def users_frames(error: BaseException) -> TracebackType | None:
     """The traceback of an error that left a body, as its author should read it: from the body on, and for an error
     that ramet raised on purpose without the frames in which ramet found it. Any other keeps those: they may show a
     bug."""
+    purposely = _on_purpose(error)
     traces: list[TracebackType] = []
     trace = error.__traceback__
     while trace is not None:
         ours = trace.tb_frame.f_globals.get("__name__", "").startswith(_INSIDE)
-        if not ours or (traces and not isinstance(error, RametError)):
+        if not ours or (traces and not purposely):
             traces.append(trace)
         trace = trace.tb_next
     kept: TracebackType | None = None

@@ -47,8 +47,9 @@ class _Choice:
     spans: tuple[tuple[_Node, int], ...] = ()
 
 
-def find(batch: Batch, *, block: int, most: int) -> tuple[Group, ...]:
-    """Groups of segments with up to `most` new tokens, in multiples of `block` positions.
+def find(batch: Batch, *, block: int, most: int, pays: int = 0) -> tuple[Group, ...]:
+    """Groups of segments with up to `most` new tokens, in multiples of `block` positions; none where all together save
+    fewer than `pays` block reads (those of one layer and KV head).
 
     A slot holds K and V of one token after one prefix, so segments that list the same slot at the same position share
     all that is before it (invariants 1 and 3 of the cache): only the last slot of each block is compared, O(segments x
@@ -69,6 +70,8 @@ def find(batch: Batch, *, block: int, most: int) -> tuple[Group, ...]:
     twin[1:] |= equal
     twin[:-1] |= equal
     chosen = chosen[order[twin]]
+    if int(depth[chosen].sum() - depth[chosen].max()) < pays:  # before the costlier part: more cannot be saved
+        return ()
     keys = _keys(batch.kv_indices, first[chosen], depth[chosen], block)
     varying = keys[:, (keys != keys[0]).any(0)]
     if varying.shape[1]:
@@ -76,6 +79,8 @@ def find(batch: Batch, *, block: int, most: int) -> tuple[Group, ...]:
         chosen, keys = chosen[order], keys[order]
     same = np.logical_and.accumulate(keys[1:] == keys[:-1], axis=1).sum(1)
     choices = [_outer(root, 1) for root in _forest(same)]
+    if sum(choice.saved for choice in choices) < pays:
+        return ()
     return tuple(
         Group(np.sort(chosen[node.first : node.last]), start * block, node.depth * block)
         for choice in choices

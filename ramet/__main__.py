@@ -74,7 +74,7 @@ def options(
     """Many branches, one root: programs of many LLM calls, and the engine that runs them."""
 
 
-@app.command()
+@app.command(short_help="A multi-call program on a real model, measured.")
 def demo(
     question: Annotated[str, typer.Argument(help="What to ask; left out: a question of ours.")] = "",
     model: Model = "default",
@@ -94,7 +94,7 @@ def demo(
             tour(engine, Console(), question or QUESTION, points=points, max_tokens=max_tokens)
 
 
-@app.command()
+@app.command(short_help="Talk to a model.")
 def chat(
     url: Annotated[str, typer.Argument(help="A server; left out: $OPENAI_BASE_URL, else an engine here.")] = "",
     model: Annotated[str, typer.Option(help="Which model; left out: the server's first, or the default one.")] = "",
@@ -112,7 +112,7 @@ def chat(
         chat(Options(url, model, system, max_tokens, temperature, api_key, threads, dtype))
 
 
-@app.command()
+@app.command(short_help="Run a program of a file, or answer one prompt.")
 def run(
     target: Annotated[
         str, typer.Argument(metavar="FILE.py[:NAME]", help="A file with an @function; or a prompt.")
@@ -155,7 +155,7 @@ def run(
             raise typer.Exit(status)
 
 
-@app.command()
+@app.command(short_help="Go on with a run that was interrupted.")
 def resume(
     journal: Annotated[str, typer.Argument(metavar="JOURNAL", help="What `ramet run --journal` has written.")],
     run: Annotated[str, typer.Argument(metavar="RUN", help="Which run; left out: lists the unfinished.")] = "",
@@ -198,7 +198,7 @@ def check(
             raise typer.Exit(status)
 
 
-@app.command()
+@app.command(short_help="What a program will do and cost, or did.")
 def explain(
     target: Annotated[str, typer.Argument(metavar="FILE.py[:NAME]", help="A file with an @function.")],
     prompt: Annotated[str, typer.Argument(help="The program's first argument that no --arg gives.")] = "",
@@ -224,7 +224,7 @@ def explain(
             raise typer.Exit(status)
 
 
-@app.command()
+@app.command(short_help="What can be given as --model.")
 def models() -> None:
     """What can be given as --model, and what is on this disk already."""
     with outcomes():
@@ -243,7 +243,7 @@ def models() -> None:
         typer.echo(f"{'organisation/name':22} a model of the Hugging Face hub, where it can be reached")
 
 
-@app.command()
+@app.command(short_help="What this machine has, and whether a model runs.")
 def doctor(model: Model = "default", threads: Threads = 0, dtype: Dtype = "auto") -> None:
     """What this machine has, and whether one token can be generated on it."""
     import time

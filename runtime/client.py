@@ -323,9 +323,13 @@ class EngineClient:
 
     # -- frontend.backends.base.Backend
 
-    def open(self, header: ir.Header, deliver: Deliver, *, start: bool = True) -> ClientSession:
+    def open(
+        self, header: ir.Header, deliver: Deliver, *, start: bool = True, alike: str | None = None
+    ) -> ClientSession:
         """Begin a program. When the engine was lost another is started first; with `start` False that raises
-        `TransportError`."""
+        `TransportError`. Programs that share a name do alike, for all that the engine knows: where the header's is an
+        id, `alike` takes its place ("": nothing is known)."""
+        name = header.name if alike is None else alike
         while True:
             with self._lock:
                 self._refuse_if_over()
@@ -333,7 +337,7 @@ class EngineClient:
                     session = ClientSession(self, header, deliver)
                     self._sessions[session.id] = session
                     try:
-                        self.send(m.OrderOpen(session.id, header.namespace, header.priority, header.name))
+                        self.send(m.OrderOpen(session.id, header.namespace, header.priority, name))
                     except BaseException:
                         del self._sessions[session.id]
                         raise

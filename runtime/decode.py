@@ -6,6 +6,8 @@ them. It decides nothing: the batch is the one that the scheduler would have mad
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 from ramet.runtime.cache import Cache
@@ -23,6 +25,22 @@ def is_steady(seq: Sequence, held: list[Generating | None]) -> bool:
     if task is None or task is not seq.task or task.guess:
         return False
     return bool(seq.flying) or seq.computed != seq.depth
+
+
+def runs(decoding: Iterable[Sequence], held: list[Generating | None]) -> Iterator[tuple[bool, list[Sequence]]]:
+    """`decoding` in order, cut into runs of steady sequences (True); one that is not stands alone (False). Whether a
+    sequence is steady is asked when its turn comes: what was done with those before it may have changed that."""
+    run: list[Sequence] = []
+    for seq in decoding:
+        if is_steady(seq, held):
+            run.append(seq)
+            continue
+        if run:
+            yield True, run
+            run = []
+        yield False, [seq]
+    if run:
+        yield True, run
 
 
 def advance(run: list[Sequence], cache: Cache, draft: Draft, held: list[Generating | None]) -> None:

@@ -37,6 +37,10 @@ from ramet.runtime.sizing import (
 
 _KV = np.dtype(np.uint16)  # bfloat16, whatever the weights are
 _SHARED = 64  # new tokens of the longest segment whose prefix is read together with its siblings'
+# Block reads (64 positions of a layer and KV head) that grouping must save for each thread: threads share the reads,
+# and what grouping costs is planning, by one of them, once a batch. Measured by `benchmarks/cpu.py --only grouped`, on
+# whole forwards of SmolLM2-135M in int4 and bfloat16 on Zen 4: up to 4 lose 1 to 7 %, from 6 on none loses 2 %.
+PAYS = 6
 _ALONE: tuple[I32, ...] = (np.zeros(1, np.int32), *(np.zeros(0, np.int32) for _ in range(3)))  # no groups
 _STORED = {"Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4", "Q8_0": "int8"}
 _KEPT = 64 << 20  # bytes of logits that are kept for later batches; larger ones are rare
@@ -58,8 +62,9 @@ class NativeRunner:
     """A `Runner` on the CPU. `capacity` KV slots, `rows` rows of the token table, `context` tokens of the longest
     sequence; `dtype_name` is that of the weights, KV is bfloat16.
 
-    Computes on `pool`, which it closes with itself. Raises `EngineError` for sizes that make no sense, `ModelError` for
-    a model that the kernels do not have, or when there is no memory for the KV pool.
+    `pays`: block reads that reading shared prefixes once must save for it to be done, None: never; the results are
+    the same bits. Computes on `pool`, which it closes with itself. Raises `EngineError` for sizes that make no sense,
+    `ModelError` for a model that the kernels do not have, or when there is no memory for the KV pool.
     """
 
     def __init__(self, weights: Packed, pool: Pool, *, capacity: int, rows: int, context: int) -> None:
@@ -72,6 +77,7 @@ class NativeRunner:
         self.capacity, self.rows, self.context, self.vocab = capacity, rows, context, spec.vocab
         self.threads, self.dtype_name = pool.threads, weights.dtype
         self.kernels = f"native ({pool.level})"
+        self.pays: int | None = PAYS * pool.threads
         self._pool, self._weights = pool, weights
         self._kv = KvPool(capacity * kv_bytes_per_token(spec, _KV))
         self._cache = library.Cache(self._kv.address, capacity)
@@ -91,7 +97,7 @@ class NativeRunner:
             tokens = tokens.copy()
             tokens[batch.feed] = self._last[batch.feed_rows]
         logits = self._room_for(len(rows))
-        self._pool.forward(self._model, self._cache, _ragged(batch, tokens, rows), logits)
+        self._pool.forward(self._model, self._cache, _ragged(batch, tokens, rows, self.pays), logits)
         return NativeFlight(batch, logits if len(rows) else None, at, target_at)
 
     def sample(self, flight: Flight, masks: Masks) -> None:
@@ -102,7 +108,7 @@ class NativeRunner:
         draws, targets = flight.batch.draws, flight.batch.targets
         flight.drawn = draw(flight.logits, draws, flight.at, targets, flight.target_at, masks, self._pool)
         # a draw that failed (-1) must not break the next batch, which is launched before the failure is read
-        self._last[draws.into] = flight.drawn.tokens.clip(0)
+        self._last[draws.into] = np.maximum(flight.drawn.tokens, 0)
         self._keep(flight.logits)
         flight.logits = None
 
@@ -166,10 +172,12 @@ def _weight(weights: Packed, name: str) -> library.Weight:
     return library.Weight(at.kind, at.n, at.k, weights.address(name), weights.address(f"{name}_bias") or None)
 
 
-def _ragged(batch: Batch, tokens: I32, rows: I32) -> library.Ragged:
+def _ragged(batch: Batch, tokens: I32, rows: I32, pays: int | None) -> library.Ragged:
     """The batch as the kernels take it; the structure keeps its arrays."""
     flat = (tokens, batch.positions, batch.slots, batch.qo_indptr, batch.kv_indptr, batch.kv_indices, rows)
-    shared = groups.find(batch, block=library.BLOCK, most=_SHARED) if batch.segments > 1 else ()
+    shared: tuple[groups.Group, ...] = ()
+    if batch.segments > 1 and pays is not None:
+        shared = groups.find(batch, block=library.BLOCK, most=_SHARED, pays=pays)
     if not shared:
         return library.ragged(len(tokens), batch.segments, len(rows), 0, (*flat, *_ALONE))
     members = [group.segments for group in shared]

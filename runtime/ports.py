@@ -180,15 +180,14 @@ class ZmqPort:
             block = False
             self._orders.poll(math.ceil(1000 * seconds))
         orders: list[m.Order] = []
-        flag = 0 if block else zmq.NOBLOCK
         while True:
-            try:
-                data = self._orders.recv(flag)
-            except zmq.Again:
+            # asked first: an exception for each step in which nothing arrived costs more than the asking
+            if not block and not int(self._orders.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return orders
+            data = self._orders.recv()
             if data:
                 orders.append(self._decoder.decode(data))
-            flag = zmq.NOBLOCK
+            block = False
 
     def wake(self) -> None:
         """Have `receive` return: an empty message arrives."""

@@ -9,8 +9,7 @@ the policy "peak" a `Bank` says whom memory is lent to, and leases are taken fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from operator import attrgetter
+from collections.abc import Callable
 
 from ramet.runtime import admission, decode
 from ramet.runtime.bank import Bank
@@ -24,11 +23,11 @@ from ramet.runtime.lack import Lack
 from ramet.runtime.leases import Leases, Pace
 from ramet.runtime.lengths import Learned
 from ramet.runtime.parameters import Parameters
-from ramet.runtime.sequence import NO_SLOTS, Choosing, Generating, Sequence
+from ramet.runtime.sequence import NO_SLOTS, Generating, Sequence
+from ramet.runtime.victims import AGE, Victims
 from ramet.runtime.waiting import Waiting
 
 FEW = 3  # so many decoding sequences are planned together rather than one by one
-_AGE = attrgetter("age")
 
 
 class Scheduler:
@@ -48,6 +47,7 @@ class Scheduler:
         self.waiting = Waiting(cache.tree, aware=self.aware)  # want work, have no row
         self.leases = Leases(limits.lease_seconds, clock)
         self.resting = self.leases.resting  # want nothing, hold a lease; coldest first
+        self._victims = Victims(self.running, self.waiting, self.leases, self.bank)
         self.patience: float | None = None  # seconds after which to plan again, if nothing else happens before
         self.served: dict[str, int] = {}  # tokens computed per namespace, for fairness
         self.extension = Extension(cache, limits, clock, self.served, self._reserve)
@@ -152,7 +152,7 @@ class Scheduler:
         decoding, others = self._ready()
         self._decode(decoding, draft)
         if len(draft.members) < len(decoding):  # who got nothing tries again in its turn
-            others = sorted([*(seq for seq in decoding if seq not in draft.members), *others], key=_AGE)
+            others = sorted([*(seq for seq in decoding if seq not in draft.members), *others], key=AGE)
         for seq in others:
             self._try(seq, draft)
         self.lack.note(self._admit(draft), self.clock())
@@ -170,7 +170,7 @@ class Scheduler:
         """Seated sequences that want work, oldest first: those that are sampling, and the others. Those that want
         nothing and have no op go to rest."""
         if self._oldest_first is None:
-            self._oldest_first = sorted(self.running, key=_AGE)
+            self._oldest_first = sorted(self.running, key=AGE)
         decoding: list[Sequence] = []
         others: list[Sequence] = []
         idle = False
@@ -190,25 +190,14 @@ class Scheduler:
 
     def _decode(self, decoding: list[Sequence], draft: Draft) -> None:
         """Runs of sequences that only want their next token go together, as long as nobody has to give way."""
-        held = self.parameters.tasks
-        run: list[Sequence] = []
-        for seq in decoding:
-            if decode.is_steady(seq, held):
-                run.append(seq)
+        for steady, run in decode.runs(decoding, self.parameters.tasks):
+            if not steady or len(run) < FEW or len(run) > min(self.cache.slots.free, draft.left):
+                for seq in run:
+                    self._try(seq, draft)
             else:
-                self._together(run, draft)
-                self._try(seq, draft)
-                run = []
-        self._together(run, draft)
-
-    def _together(self, run: list[Sequence], draft: Draft) -> None:
-        if len(run) < FEW or len(run) > min(self.cache.slots.free, draft.left):
-            for seq in run:
-                self._try(seq, draft)
-        else:
-            decode.advance(run, self.cache, draft, self.parameters.tasks)
-            for seq in run:
-                self.served[seq.program.namespace] += 1
+                decode.advance(run, self.cache, draft, self.parameters.tasks)
+                for seq in run:
+                    self.served[seq.program.namespace] += 1
 
     def _try(self, seq: Sequence, draft: Draft) -> None:
         if seq in self.running and seq not in draft.members:  # not retracted meanwhile for an older one
@@ -243,24 +232,11 @@ class Scheduler:
                 return None
 
     def _revoke(self, needy: Sequence) -> bool:
-        """Take back one lease. Under a bank: of the programs younger than the needy one, and of its own, by least
-        waste; else that of the sequence that rests longest, or of the youngest that waits. False when there is none."""
-        if self.bank is not None:
-            mine, first = needy.program, needy.program.order
-            holders = (s for s in self._holders() if s.program.order > first or (s.program is mine and s is not needy))
-            seq = self.leases.cheapest(holders)
-        else:
-            seq = next(iter(self.resting), None)
-            if seq is None:
-                seq = max((s for s in self.waiting if s.node is not None), key=_AGE, default=None)
-        if seq is None:
-            return False
-        self._take_lease(seq)
-        return True
-
-    def _holders(self) -> Iterator[Sequence]:
-        yield from self.resting
-        yield from (seq for seq in self.waiting if seq.node is not None)
+        """Take back one lease; False when there is none to take."""
+        victim = self._victims.lease(needy)
+        if victim is not None:
+            self._take_lease(victim)
+        return victim is not None
 
     def _take_lease(self, seq: Sequence) -> None:
         self.revocations += 1
@@ -282,12 +258,12 @@ class Scheduler:
             return
         if self.bank is None or not (self.waiting or any(self._wants(seq) for seq in self.running)):
             return
-        head = next(iter(self.waiting.next(self.served)), None)
-        victim = self.leases.cheapest(seq for seq in self._holders() if seq is not head)
+        victim = self._victims.any_lease(next(iter(self.waiting.next(self.served)), None))
         if victim is None:
-            if self.running:
+            seated = self._victims.any_place()
+            if seated is not None:
                 self.patience = 0.0
-                self.retract(max(self.running, key=_AGE))
+                self.retract(seated)
             return
         price = self.leases.price(victim, self._pace.seconds)
         self.patience = max(self._idle_since + price - self.clock(), 0.0)
@@ -295,13 +271,11 @@ class Scheduler:
             self._take_lease(victim)
 
     def _retract(self, needy: Sequence, draft: Draft) -> bool:
-        """Send the youngest sequence that is not part of this step, and younger than `needy`, back to the queue."""
-        held = (s for s in self.running if s not in draft.members and s is not needy and not _busy(s))
-        victim = max(held, key=_AGE, default=None)
-        if victim is None or victim.age < needy.age:
-            return False
-        self.retract(victim)
-        return True
+        """Send a younger sequence back to the queue; False when there is none."""
+        victim = self._victims.place(needy, draft.members)
+        if victim is not None:
+            self.retract(victim)
+        return victim is not None
 
     def retract(self, seq: Sequence) -> None:
         """Take a sequence's row and lock; what it computed is the first to be evicted. It loses time, nothing else."""
@@ -393,7 +367,3 @@ class Scheduler:
         """What sampling needs and only the collected previous step could tell."""
         notes: Notes = batch.owner
         return notes.masks(batch.draws.positions, self.vocab, self.eos)
-
-
-def _busy(seq: Sequence) -> bool:
-    return isinstance(seq.task, Choosing) and seq.task.launched

@@ -14,7 +14,17 @@ from typing import Any
 
 from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError
-from ramet.frontend.toolcalls import HERMES, LLAMA, LONGEST_NAME, MISTRAL, CallReader, Notation, message_text, parse
+from ramet.frontend.toolcalls import (
+    HERMES,
+    LLAMA,
+    LONGEST_NAME,
+    MISTRAL,
+    NEMOTRON,
+    CallReader,
+    Notation,
+    message_text,
+    parse,
+)
 
 ANY_TEXT = r"[\s\S]*"  # the pattern of a custom tool that takes any text
 # keywords under which a narrower part of a schema may allow more, or nothing at all
@@ -113,19 +123,27 @@ class ToolFormat:
         return self.notation if all(tool.input is None for tool in tools) else HERMES
 
 
+_BARE_LIST = re.compile(r"""(?:^|[\s"'`])\[\{\\?"name\\?": ?\\?"[^\]]*\\?"arguments\\?\"""")  # no tag in front of it
+_NAME_FIRST = re.compile(r"""\[TOOL_CALLS\]['"]\s*[+~][^}]*\bname\b""")
+
+
 def format_of(source: str | None) -> ToolFormat:
     """The format of a chat template, by its source. A template without tools, or with a notation that is none of
-    Hermes' (Qwen's), Llama 3's JSON and Mistral's, gets the hermes notation and our own preamble."""
+    Hermes' (Qwen's), Llama 3's JSON, Mistral's list of calls (xLAM writes it too) and Nemotron's, gets the hermes
+    notation and our own preamble: Python-like calls, XML for each parameter, and what is made of special tokens."""
     if source is None or "tools" not in source:
         return ToolFormat()
-    if "[TOOL_CALLS]" in source:
-        return ToolFormat(MISTRAL, native=True)
+    if "[TOOL_CALLS]" in source:  # since its version 11 a name and [ARGS], a special token, instead of a list
+        named = "[ARGS]" in source or _NAME_FIRST.search(source)
+        return ToolFormat() if named else ToolFormat(MISTRAL, native=True)
+    if "<TOOLCALL>[" in source and "arguments" in source:
+        return ToolFormat(NEMOTRON, native=True)
     # Qwen3-Coder and GLM write XML for each parameter between the same tags.
     if "<tool_call>" in source and "arguments" in source and "<function=" not in source and "<arg_key>" not in source:
         return ToolFormat(HERMES, native=True)
     if re.search(r'\{\\?"name\\?":', source) and re.search(r'\\?"parameters\\?":', source) and "ipython" in source:
         return ToolFormat(LLAMA, native=True)
-    return ToolFormat()
+    return ToolFormat(MISTRAL, native=True) if _BARE_LIST.search(source) else ToolFormat()
 
 
 def described(tool: ir.Tool) -> dict[str, Any]:

@@ -58,6 +58,9 @@ def wheel(tmp_path_factory) -> list[str]:
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
+    flags = copy / "kernels" / "cpu" / "sources.py"  # what is in the wheel is tested, not how fast it is
+    assert flags.read_text().count('"-O3"') == 1
+    flags.write_text(flags.read_text().replace('"-O3"', '"-O0"'))
     out = copy.parent / "dist"
     command = [sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=280, check=False)

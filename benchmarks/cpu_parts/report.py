@@ -94,6 +94,8 @@ class Report:
         for name in COLUMNS:
             out.add_column(name, justify="right" if name in _RIGHT else "left", no_wrap=name != "note")
         for each in self.figures:
+            if each.section == "grouped":  # a table of its own, cpu_parts/grouped.py
+                continue
             low, high = figure(min(each.values)), figure(max(each.values))
             rates = (figure(each.median), f"{low} - {high}" if low != high else "", each.unit, figure(each.limit))
             shares = (each.binds, figure(each.share), figure(each.over(self.torch(each))))

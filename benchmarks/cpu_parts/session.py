@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import ramet as rt
-from cpu_parts import floors, runners, shared
+from cpu_parts import floors, grouped, overhead, runners, shared
 from cpu_parts.limits import Limits, Meter
 from cpu_parts.pins import pinned, workers
 from cpu_parts.report import Report
@@ -26,7 +26,8 @@ from ramet.runtime.models import hub
 from ramet.runtime.models.spec import Spec
 from ramet.runtime.models.tokenizer import load_tokenizer
 
-SECTIONS = ("prefill", "decode", "shared")
+SECTIONS = ("prefill", "decode", "overhead", "shared")
+ALL = (*SECTIONS, grouped.SECTION)  # the last only when it is asked for: it is about a constant, not about a release
 Name = TypeVar("Name")
 
 
@@ -47,8 +48,10 @@ def measure(session: Session) -> None:
     with pinned(options.pin) as cores:
         with workers(cores):
             meter = Meter(library.load(), session.threads, cores, options.block << 20)
-        if {"prefill", "decode"} & set(options.only):
+        if {"prefill", "decode", "overhead"} & set(options.only):
             forwards(session, meter, cores)
+        if grouped.SECTION in options.only:
+            breaks_even(session, cores)
     gc.collect()  # the runners' pools
     if "shared" in options.only:
         forks(session, meter)
@@ -99,7 +102,7 @@ def record(
 
 
 def forwards(session: Session, meter: Meter, cores: Sequence[int]) -> None:
-    """prefill and decode of all runners, in turns."""
+    """prefill, decode and overhead of all runners, in turns."""
     options, spec = session.options, session.spec
     longest = max(options.prompt, *(context + options.steps + 1 for context in options.contexts))
     slots = max(options.prompt, max(options.batches) * (max(options.contexts) + options.steps + 1))
@@ -123,6 +126,9 @@ def forwards(session: Session, meter: Meter, cores: Sequence[int]) -> None:
                 for batch in options.batches:
                     for subject in order:
                         _decode(session, subject, limits, batch, context, keep=keep)
+        if "overhead" in options.only:
+            for subject in order:
+                overhead.turn(session.report, subject, keep=keep)
 
 
 def _prefill(session: Session, subject: Subject, limits: Limits, *, keep: bool) -> None:
@@ -140,6 +146,27 @@ def _decode(session: Session, subject: Subject, limits: Limits, batch: int, cont
         floor = floors.decode(subject.shape, limits, batch, context + 1 + (steps + 1) / 2)
         cell = ("decode", f"batch {batch}, context {context:,}", subject.name)
         record(session, cell, batch / seconds, floor, batch, batch=batch, context=context)
+
+
+def breaks_even(session: Session, cores: Sequence[int]) -> None:
+    """Grouped against ungrouped steps of the native runners, in turns."""
+    options = session.options
+    config = Config(
+        model=options.model,
+        device="cpu",
+        dtype="bfloat16",
+        context=max(options.prefixes) + grouped.OWN,
+        kv_tokens=grouped.slots(options.members, options.prefixes),
+        max_running=max(options.members),
+        threads=session.threads,
+    )
+    names = [name for name in options.runners if name != TORCH]  # which has no grouped attention on a CPU
+    if not names:
+        return
+    subjects = [runners.opened(name, session.source, session.spec, config, cores) for name in names]
+    for keep, order in turns(session, subjects):
+        for subject in order:
+            grouped.turn(session.report, subject, options.members, options.prefixes, options.steps, keep=keep)
 
 
 def forks(session: Session, meter: Meter) -> None:

@@ -7,7 +7,7 @@ read without leave, shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ from ramet.runtime.models.decoder import rope_angles
 from ramet.runtime.models.spec import Spec
 
 SECTION = "check"
-Check = Callable[[Session, Spec, str], Iterator[Row]]
 
 
 def run(session: Session) -> None:

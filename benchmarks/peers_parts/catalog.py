@@ -23,13 +23,15 @@ _HEADER = re.compile(r"(?m)^# /// script\n(?P<lines>(?:#(?: .*)?\n)+?)# ///$")
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One setting of a peer: `bits` of a weight, so that rows of the same precision are told from others; `options`
-    are the adapter's; `optional`: only measured when it is named itself."""
+    are the adapter's; `optional`: only measured when it is named itself; `environment`: variables beside the peer's, or
+    instead of them."""
 
     peer: str
     name: str
     bits: int
     options: dict[str, Any]
     optional: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -65,7 +67,7 @@ def read(script: Path) -> Peer | None:
         return None
     header = tomllib.loads("".join(f"{line[2:]}\n" for line in found["lines"].splitlines()))
     told = header["tool"]["peer"]
-    own = ("bits", "optional")
+    own = ("bits", "optional", "environment")
     variants = tuple(
         Variant(
             told["name"],
@@ -73,6 +75,7 @@ def read(script: Path) -> Peer | None:
             each["bits"],
             {key: each[key] for key in each if key not in own},
             each.get("optional", False),
+            each.get("environment", {}),
         )
         for name, each in told["variants"].items()
     )

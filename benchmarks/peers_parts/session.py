@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,9 @@ def subjects(
             skipped[peer.name] = str(error)
             say(f"left out: {error}")
             continue
-        jobs = ((variant, job | {"folder": str(folder), "options": variant.options}) for variant in mine)
-        out += [Subject(peer, variant, python, each) for variant, each in jobs]
+        for variant in mine:
+            own = replace(peer, environment=peer.environment | variant.environment)
+            out.append(Subject(own, variant, python, job | {"folder": str(folder), "options": variant.options}))
     return out
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from ramet.frontend import ir
 from ramet.frontend.backends.base import Backend, Deliver, Session
+from ramet.frontend.backends.through import Through
 from ramet.runtime import messages as m
 from ramet.runtime.lower import Lowering
 
@@ -66,11 +67,11 @@ class _Listening:
         self._session.cancel()
 
 
-class Listener:
+class Listener(Through):
     """A backend that remembers what passes on its way to another."""
 
     def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+        super().__init__(backend)
         self.programs: list[Told] = []
 
     def open(self, header: ir.Header, deliver: Deliver) -> Session:
@@ -82,15 +83,7 @@ class Listener:
             told.note(event)
             deliver(event)
 
-        return _Listening(self._backend.open(header, both), told)
-
-    def info(self) -> dict[str, object]:
-        """The other's."""
-        return self._backend.info()
-
-    def flush_cache(self) -> bool:
-        """The other's."""
-        return self._backend.flush_cache()
+        return _Listening(self.backend.open(header, both), told)
 
     def close(self) -> None:
         """Leaves the other open."""

@@ -45,9 +45,6 @@ class Outcome:
     firsts: list[float] = field(default_factory=list)
 
 
-Counters = Callable[[], Mapping[str, Any]]
-
-
 def over_http(workload: Workload, rows: Sequence[Row], url: str, *, ours: bool) -> Outcome:
     """The expert client. Raises `NotExpressible`."""
     return asyncio.run(_over_http(workload, rows, url, ours))

@@ -56,14 +56,16 @@ RULES: Mapping[str, str] = {
     "R8": "no outbound connection, no path that a client names",
     "R9": "prefix caches apart by key and salt",
     "R10": "ids made by the server, aborts exact, buffers rewritten",
-    "R11": "authentication: deny by default, constant time, no open address without a key",
+    "R11": "authentication: deny by default (`/health`, `/ready` and `/ping` are open, `/metrics` with "
+    "`--metrics-public`), constant time, no open address without a key",
     "R12": "text: no surrogates, bounded prompts, control tokens typed by a user are text, logs without prompts",
     "R13": "the journal: JSON in SQLite, hashed, 0600",
 }
 
 UNPROMISED = (
-    "**Pace beside large bodies.** A body is parsed by the one event loop: one of 4 MB, the default limit, holds up "
-    "other clients' pieces for some tenths of a second. `--max-body` lowers the limit.",
+    "**Pace beside large bodies.** A body above 256 kB is parsed beside the one event loop, and checked against its "
+    "request's fields in it: one of 4 MB, the default limit, costs the loop up to a tenth of a second of its "
+    "processor. `--max-body` lowers the limit.",
     "**The first constraint.** What compiles constraints is loaded after the server is ready: one that comes in those "
     "first seconds waits for it, and its 2 s count from then.",
     "**More than two tenants' timing.** The probe compares two keys on an idle machine. Tenants share cores and "

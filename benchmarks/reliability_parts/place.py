@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -40,7 +39,6 @@ class Place:
     @contextlib.contextmanager
     def server(self, *flags: str, real: bool = False) -> Iterator[Server]:
         """A server for the time of a block. It says nothing, and leaves nothing."""
-        began = time.monotonic()
         model = self.real if real else self.tiny
         command = [sys.executable, "-P", "-m", "ramet", "serve", model, "--port", "0", *flags]
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONSAFEPATH": "1"}
@@ -54,20 +52,19 @@ class Place:
         )
         server = Server(process)
         try:
-            server.await_ready(began)
+            server.await_ready()
             yield server
         finally:
             server.end()
 
 
 class Server:
-    """A server process. `said`: the last lines of its standard error; `boot`: seconds until it was ready."""
+    """A server process. `said`: the last lines of its standard error."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.said: deque[str] = deque(maxlen=2000)
         self.url = ""
-        self.boot = 0.0
         self._known: set[int] = set()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -76,7 +73,7 @@ class Server:
         assert self.process.stderr is not None, "it is a pipe"
         self.said.extend(self.process.stderr)
 
-    def await_ready(self, began: float) -> None:
+    def await_ready(self) -> None:
         """Wait for the address that it prints once it is ready. Raises `Unmeasured` with its last words."""
         assert self.process.stdout is not None, "it is a pipe"
         timer = threading.Timer(READY, self.process.kill)
@@ -93,7 +90,6 @@ class Server:
             self._reader.join(5)
             raise Unmeasured(f"the server did not start: {' '.join(list(self.said)[-3:]).strip()[:300]}")
         threading.Thread(target=self.process.stdout.read, daemon=True).start()
-        self.boot = time.monotonic() - began
 
     def family(self) -> list[int]:
         """Its descendants now; they are remembered for `orphans`."""

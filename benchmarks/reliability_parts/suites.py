@@ -22,23 +22,26 @@ SUMMARY = Path("build") / "sim.json"  # what `make sim` writes
 LONGEST = 280.0  # seconds of one suite
 
 
-def suite(place: Place, *arguments: str) -> dict[str, int]:
-    """Run tests; how many passed, failed, were skipped. Raises `Violation` with the first lines of what failed."""
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONSAFEPATH": "1"}
+def _run(place: Place, what: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, in the checkout; `what` names it in `Unmeasured` when it takes too long."""
     try:
-        done = subprocess.run(
-            command,
+        return subprocess.run(
+            [sys.executable, "-P", *arguments],
             cwd=place.folder,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
             timeout=LONGEST,
             check=False,
-            env=environment,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONSAFEPATH": "1"},
         )
     except subprocess.TimeoutExpired:
-        raise Unmeasured(f"tests took more than {LONGEST:g} s: {' '.join(arguments)}") from None
+        raise Unmeasured(f"{what} took more than {LONGEST:g} s: {' '.join(arguments)}") from None
+
+
+def suite(place: Place, *arguments: str) -> dict[str, int]:
+    """Run tests; how many passed, failed, were skipped. Raises `Violation` with the first lines of what failed."""
+    done = _run(place, "tests", "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", done.stdout)}
     if done.returncode == 1:
         wrong = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -60,18 +63,7 @@ def simulated(place: Place, size: Mapping[str, float]) -> list[Finding]:
 
 def campaign(place: Place, steps: int) -> dict[str, float]:
     """What a short campaign says. Raises `Violation` with the command that repeats its first failure."""
-    command = [sys.executable, "-P", "tests/sim/sim.py", "--steps", str(steps), "--rounds", str(steps // 10)]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(
-        command,
-        cwd=place.folder,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=LONGEST,
-        check=False,
-        env=environment,
-    )
+    done = _run(place, "the simulation", "tests/sim/sim.py", "--steps", str(steps), "--rounds", str(steps // 10))
     first = re.search(r"(\d+) steps of (\d+) programs, (\d+) rounds", done.stdout)
     second = re.search(r"(\d+) seeds, (\d+) failed", done.stdout)
     if first is None or second is None:

@@ -137,6 +137,8 @@ class Http:
             raise RemoteFailure("transport", f"{method} {url}: {what}", after=0.0 if connecting else None) from None
         except (httpx.TransportError, OSError) as error:
             reason = str(error) or type(error).__name__
+            if isinstance(error, httpx.ConnectError):
+                reason = f"no connection ({reason}); is the server running there?"
             raise RemoteFailure("transport", f"{method} {url}: {reason}", after=0.0) from None
 
     async def _pause(self, failure: RemoteFailure, failed: int) -> None:

@@ -53,7 +53,10 @@ class Picture:
             branch = self._branches[event.seq]
             branch.state = "done" if isinstance(event, Finished) else "working"
             known = branch.calls.setdefault(event.op, f"{event.var}: ")
-            branch.calls[event.op] = known + (event.text if isinstance(event, Token) else "")
+            added = event.text if isinstance(event, Token) else ""
+            if isinstance(event, Finished) and known == f"{event.var}: ":  # a choice: it came without tokens
+                added = event.value
+            branch.calls[event.op] = known + added
         elif isinstance(event, Failed) and event.seq in self._branches:
             branch = self._branches[event.seq]
             branch.state = "failed"

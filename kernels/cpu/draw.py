@@ -66,15 +66,17 @@ def draw(
 ) -> Samples:
     """Draw tokens and score targets, as `Ops.sample` says it, from `rows` `[U, V] float32`, which is only read."""
     chooser = chooser or NumpyChooser()
-    edits, allowed = _Edits(draws, masks), dict(masks.allowed)
-    noise = uniforms(draws.seeds, draws.positions) if (draws.temperature > 0).any() else np.zeros(len(draws))
-    count = range(len(draws))
-    edited = [edits.apply(r, rows[at[r]]) for r in count]
-    tokens = chooser.choose(edited, [allowed.get(r) for r in count], draws, noise)
+    allowed, count = dict(masks.allowed), len(draws)
+    # lists: for a few draws they are faster than whole operations of numpy
+    noise = uniforms(draws.seeds, draws.positions) if any(draws.temperature.tolist()) else np.zeros(count)
+    edited = [rows[row] for row in at.tolist()]
+    if masks.history or draws.bias:
+        edits = _Edits(draws, masks)
+        edited = [edits.apply(r, row) for r, row in enumerate(edited)]
+    tokens = chooser.choose(edited, [allowed.get(r) for r in range(count)], draws, noise)
+    if not len(target_at) and max(draws.logprobs.tolist(), default=-1) < 0:  # the usual case
+        return Samples(tokens, np.full(count, np.nan, np.float32), *_nothing(count), _NO_SCORES, *_NO_TOPS)
     told = (draws.logprobs >= 0) & (tokens >= 0)
-    if not len(target_at) and not told.any():  # the usual case, in a third of the time
-        nowhere = np.full(len(draws), np.nan, np.float32), *_nothing(len(draws))
-        return Samples(tokens, *nowhere, np.zeros(0, np.float32), *_nothing(0))
     scores = _Scores(rows, np.concatenate((at[told], target_at)), chooser)
     own = np.full(len(draws), np.nan, np.float32)
     for r in np.flatnonzero(told).tolist():
@@ -88,6 +90,9 @@ def draw(
 def _nothing(count: int) -> tuple[I32, F32]:
     """No alternatives of `count` rows."""
     return np.zeros((count, 0), np.int32), np.zeros((count, 0), np.float32)
+
+
+_NO_SCORES, _NO_TOPS = np.zeros(0, np.float32), _nothing(0)  # of no targets; empty: nobody can write to them
 
 
 def unpacked(words: U32, vocab: int) -> NDArray[np.bool_]:

@@ -7,8 +7,10 @@ In: numpy arrays. Out: the same arrays, written. The library checks all sizes an
 from __future__ import annotations
 
 import ctypes as c
+import platform
 import weakref
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramet.frontend.errors import EngineError, ModelError
-from ramet.kernels.cpu.sources import LIBRARY
+from ramet.kernels.cpu.room import DRAWS, Drawn, Room
+from ramet.kernels.cpu.sources import ARM, LIBRARY
 from ramet.runtime.batch import Draws
 
 U8 = NDArray[np.uint8]
@@ -29,7 +32,11 @@ ABI = 1
 BLOCK = 64  # positions of a KV block; groups start and stop at multiples of it
 MOST_THREADS = 256
 BF16, INT8, INT4 = 0, 1, 2
-LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+_X86_LEVELS, _ARM_LEVELS = ("avx2", "avx512", "avx512_vnni", "avx512_bf16"), ("neon", "neon_dot")
+LEVELS: tuple[str, ...] = (
+    "portable",
+    *(_ARM_LEVELS if platform.machine() in ARM else _X86_LEVELS),
+)  # of this architecture, ascending
 # Source types of `Pool.pack` by the names that GGUF and safetensors have for them.
 SOURCES = {
     "F32": 0,
@@ -99,47 +106,49 @@ _ARRAYS = (
 )
 
 
-class Ragged(c.Structure):
-    """`RametBatch`; `arrays` keeps what it points to."""
+_INDICES = _ARRAYS.index("kv_indices")
 
-    arrays: list[I32]
+
+class Ragged(c.Structure):
+    """`RametBatch`. It keeps what it points to: kv_indices in `large`, all others in `small`."""
+
+    small: I32
+    large: I32
     _fields_ = (
         *((name, c.c_int64) for name in ("tokens", "segments", "rows", "groups", "indices", "members")),
         *((name, c.c_void_p) for name in _ARRAYS),
     )
 
+    @property
+    def arrays(self) -> list[I32]:
+        """What it points to, in order."""
+        three, two = (self.tokens,) * 3, (self.segments + 1,) * 2
+        lengths = (*three, *two, 0, self.rows, self.groups + 1, self.members, self.groups, self.groups)
+        parts = np.split(self.small, list(accumulate(lengths))[:-1])
+        return [self.large if i == _INDICES else part for i, part in enumerate(parts)]
+
 
 def ragged(tokens: int, segments: int, rows: int, groups: int, arrays: Sequence[NDArray[Any]]) -> Ragged:
     """A batch of `arrays` in the order of `RametBatch`: token, position, slot, qo_indptr, kv_indptr, kv_indices, row,
-    group_indptr, group_segments, group_start, group_stop. Any integer type; the structure keeps the arrays. Raises
-    `EngineError` for an array that has not the length which the counts say."""
-    kept = [np.ascontiguousarray(array, np.int32) for array in arrays]
-    indices, members = len(kept[5]), len(kept[8])
+    group_indptr, group_segments, group_start, group_stop. Any integer type; the structure keeps copies, and
+    kv_indices itself where it is int32. Raises `EngineError` for an array that has not the length which the counts
+    say."""
+    indices, members = len(arrays[_INDICES]), len(arrays[8])
     wanted = (*(tokens,) * 3, *(segments + 1,) * 2, indices, rows, groups + 1, members, groups, groups)
-    for name, array, length in zip(_ARRAYS, kept, wanted, strict=True):
+    for name, array, length in zip(_ARRAYS, arrays, wanted, strict=True):
         if array.shape != (length,):
             raise EngineError(f"{name}: has shape {list(array.shape)}, the batch says [{length}]")
-    made = Ragged(tokens, segments, rows, groups, indices, members, *(array.ctypes.data for array in kept))
-    made.arrays = kept
+    large = np.ascontiguousarray(arrays[_INDICES], np.int32)
+    # The others in one array: to ask numpy for an address takes a microsecond, and five after a forward, whose weights
+    # have taken the place of all code and data in the caches.
+    small = np.concatenate((*arrays[:_INDICES], *arrays[_INDICES + 1 :]), dtype=np.int32, casting="unsafe")
+    places, at = [], small.ctypes.data
+    for i, length in enumerate(wanted):
+        places.append(large.ctypes.data if i == _INDICES else at)
+        at += 0 if i == _INDICES else 4 * length
+    made = Ragged(tokens, segments, rows, groups, indices, members, *places)
+    made.small, made.large = small, large
     return made
-
-
-_DRAWS = (
-    ("temperature", np.float32),
-    ("top_p", np.float32),
-    ("min_p", np.float32),
-    ("top_k", np.int32),
-    ("uniform", np.float64),
-)
-
-
-class Drawn(c.Structure):
-    """`RametDraws`."""
-
-    _fields_ = (
-        *((name, c.c_int64) for name in ("count", "vocab")),
-        *((name, c.c_void_p) for name in ("logits", "allowed", *(name for name, _ in _DRAWS), "token", "normaliser")),
-    )
 
 
 class Memory:
@@ -175,7 +184,7 @@ class Library:
     @property
     def level(self) -> str:
         """The highest level of instructions that this machine runs."""
-        return LEVELS[self.handle.ramet_features()]
+        return LEVELS[int(self.handle.ramet_features())]
 
     def weight_bytes(self, kind: int, n: int, k: int) -> int:
         """Bytes of a packed weight of n outputs and k inputs; 0 when there is none of that kind or size."""
@@ -215,7 +224,7 @@ class Pool:
             raise EngineError(f"threads={threads}: must be between 1 and {MOST_THREADS}")
         if level is not None and level not in LEVELS:
             raise ModelError(f"level={level!r}: choose {', '.join(LEVELS)}")
-        self.lib, self.threads = lib, threads
+        self.lib, self.threads, self._room = lib, threads, Room(16)
         handle = c.c_void_p()
         lib.check(lib.handle.ramet_pool_create(threads, c.byref(handle)), f"threads={threads}")
         self._handle = handle
@@ -226,7 +235,7 @@ class Pool:
     @property
     def level(self) -> str:
         """The level at which this pool computes."""
-        return LEVELS[self.lib.handle.ramet_level(self._open())]
+        return LEVELS[int(self.lib.handle.ramet_level(self._open()))]
 
     def close(self) -> None:
         """End the threads; nothing can be computed after this."""
@@ -268,33 +277,46 @@ class Pool:
 
     def choose(self, rows: Sequence[F32], allowed: Sequence[U32 | None], draws: Draws, noise: F64) -> I32:
         """See `draw.Chooser`: a token of each row, the draws shared out to the threads."""
-        tokens = np.full(len(rows), -1, np.int32)
         if not rows:
-            return tokens
+            return np.zeros(0, np.int32)
         vocab = _vocab(rows)
         for words in allowed:
             if words is not None:
                 _sized("allowed", words, -(-vocab // 32) * 4)
-        fields = {"temperature": draws.temperature, "top_p": draws.top_p, "min_p": draws.min_p}
-        given = {**fields, "top_k": draws.top_k, "uniform": noise}
-        arrays = {name: np.ascontiguousarray(given[name], kind) for name, kind in _DRAWS}
-        for name, array in arrays.items():
-            _sized(name, array, len(rows) * array.itemsize)
-        words_at = _addresses(allowed) if any(words is not None for words in allowed) else None
-        self._draw(rows, vocab, token=tokens, allowed=words_at, **arrays)
-        return tokens
+        count = len(rows)
+        room = self._room_for(count)
+        given: tuple[NDArray[Any], ...] = (draws.temperature, draws.top_p, draws.min_p, draws.top_k, noise)
+        for (name, _), values in zip(DRAWS, given, strict=True):
+            if len(values) < count:
+                raise ModelError(f"{name}: has {len(values)} values for {count} draws")
+            room.arrays[name][:count] = values[:count]
+        masked = any(words is not None for words in allowed)
+        if masked:
+            room.arrays["allowed"][:count] = [0 if words is None else words.ctypes.data for words in allowed]
+        self._draw(rows, vocab, ("token", *(("allowed",) if masked else ()), *(name for name, _ in DRAWS)))
+        found: I32 = room.arrays["token"][:count].copy()
+        return found
 
     def normalisers(self, rows: Sequence[F32]) -> F64:
         """See `draw.Chooser`: the log of the sum of exp of each row."""
-        found = np.full(len(rows), np.nan, np.float64)
-        if rows:
-            self._draw(rows, _vocab(rows), normaliser=found)
+        if not rows:
+            return np.zeros(0, np.float64)
+        room = self._room_for(len(rows))
+        self._draw(rows, _vocab(rows), ("normaliser",))
+        found: F64 = room.arrays["normaliser"][: len(rows)].copy()
         return found
 
-    def _draw(self, rows: Sequence[F32], vocab: int, **arrays: NDArray[Any] | None) -> None:
-        logits = _addresses(rows)
-        places = {name: array.ctypes.data for name, array in arrays.items() if array is not None}
-        drawn = Drawn(count=len(rows), vocab=vocab, logits=logits.ctypes.data, **places)
+    def _room_for(self, count: int) -> Room:
+        if self._room.count < count:
+            self._room = Room(2 * count)
+        return self._room
+
+    def _draw(self, rows: Sequence[F32], vocab: int, names: Sequence[str]) -> None:
+        """With those of the room's arrays that are named, and the logits."""
+        room = self._room
+        room.arrays["logits"][: len(rows)] = [row.ctypes.data for row in rows]
+        places = {name: room.places[name] for name in ("logits", *names)}
+        drawn = Drawn(count=len(rows), vocab=vocab, **places)
         self.lib.check(self.lib.handle.ramet_draw(self._open(), c.byref(drawn)), f"{len(rows)} draws")
 
     def _open(self) -> Any:
@@ -326,11 +348,6 @@ def _vocab(rows: Sequence[F32]) -> int:
         if row.shape != (vocab,) or row.dtype != np.float32 or not row.flags.c_contiguous:
             raise ModelError(f"rows: have to be contiguous float32 of {vocab} values; one is {row.dtype} {row.shape}")
     return vocab
-
-
-def _addresses(arrays: Sequence[NDArray[Any] | None]) -> NDArray[np.uint64]:
-    """Where each array begins; 0 for None."""
-    return np.array([0 if array is None else array.ctypes.data for array in arrays], np.uint64)
 
 
 def _declare(lib: Any) -> None:

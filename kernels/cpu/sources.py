@@ -33,18 +33,25 @@ _AVX512 = (*_AVX2, *_QUIET, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl
 _VNNI = (*_AVX512, "-mavx512vnni")
 
 # Sources that run on every CPU, then one for each level of instructions with the flags that only it may have.
-COMMON = ("api.cpp", "blocks.cpp", "check.cpp", "memory.cpp", "pack.cpp", "plan.cpp", "pool.cpp")
-LEVELS: dict[str, tuple[str, ...]] = {
-    "level_portable.cpp": (),
+COMMON = (
+    *("api.cpp", "blocks.cpp", "check.cpp", "memory.cpp", "pack.cpp", "plan.cpp", "pool.cpp"),
+    "level_portable.cpp",
+)
+X86_LEVELS: dict[str, tuple[str, ...]] = {
     "level_avx2.cpp": _AVX2,
     "level_avx512.cpp": _AVX512,
     "level_avx512_vnni.cpp": _VNNI,
     "level_avx512_bf16.cpp": (*_VNNI, "-mavx512bf16"),
 }
+ARM_LEVELS: dict[str, tuple[str, ...]] = {
+    "level_neon.cpp": (),
+    "level_neon_dot.cpp": ("-march=armv8.2-a+dotprod",),
+}
 X86 = ("x86_64", "amd64", "AMD64")
+ARM = ("aarch64", "arm64")
 
 
 def sources(machine: str) -> dict[str, tuple[str, ...]]:
     """Each source file and its own flags on `machine` (`platform.machine()`): other CPUs have the portable level."""
-    names = LEVELS if machine in X86 else ("level_portable.cpp",)
-    return {name: LEVELS.get(name, ()) for name in (*COMMON, *names)}
+    levels = X86_LEVELS if machine in X86 else ARM_LEVELS if machine in ARM else {}
+    return {**dict.fromkeys(COMMON, ()), **levels}

@@ -151,7 +151,7 @@ def _from_hugging_face(model: str, progress: Progress | None) -> ModelSource:
         raise ModelError(
             f"model {model!r} is not on this disk and could not be fetched from the Hugging Face hub; {remedy} "
             f"download it elsewhere and give its directory ({type(e).__name__}: {first})"
-        ) from e
+        ) from None  # the client's own trace is thirty frames of HTTP, and ends in what is said above
     return _directory_source(Path(path), model)
 
 

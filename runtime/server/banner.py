@@ -71,10 +71,11 @@ def _size(count: int) -> str:
 
 
 @contextmanager
-def progress(stream: TextIO) -> Iterator[Report]:
-    """A function of (phase, bytes done, bytes in all) that shows a model on its way here."""
-    if not stream.isatty():
-        yield _lines(stream)
+def progress(stream: TextIO, log: Callable[[str], None] | None = None) -> Iterator[Report]:
+    """A function of (phase, bytes done, bytes in all) that shows a model on its way here: on `stream`, or by `log`,
+    where every line is a record."""
+    if log is not None or not stream.isatty():
+        yield _lines(log or (lambda line: print(line, file=stream, flush=True)))
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
@@ -91,13 +92,12 @@ def progress(stream: TextIO) -> Iterator[Report]:
         yield report
 
 
-def _lines(stream: TextIO) -> Report:
+def _lines(say: Callable[[str], None]) -> Report:
     seen: set[str] = set()
 
     def report(phase: str, done: int, total: int) -> None:
         if phase not in seen:
             seen.add(phase)
-            stream.write(f"model: {phase}" + (f" ({total / 1e6:,.0f} MB)\n" if total else "\n"))
-            stream.flush()
+            say(f"model: {phase}" + (f" ({total / 1e6:,.0f} MB)" if total else ""))
 
     return report

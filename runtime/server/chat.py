@@ -88,6 +88,7 @@ class ChatCompletionRequest(Body):
     functions: list[dict[str, Any]] | None = Field(default=None, description="the older name of tools")
     function_call: Any = Field(default=None, description="the older name of tool_choice")
     cache_salt: str | None = Field(default=None, description="a prefix cache of its own")
+    extra_key: str | None = Field(default=None, description="SGLang's name of it")
     priority: int | None = Field(default=None, ge=-(1 << 31), lt=1 << 31, description="higher goes first")
     timeout: float | None = Field(default=None, description="seconds, the queue included")
     rid: str | None = Field(default=None, description="an id by which the request can be aborted")
@@ -144,7 +145,7 @@ def call_of(
         prompts=(chat,),
         sampling=sampling,
         n=count_of(body.n, "n"),
-        salt=forms.salt_of(body.cache_salt),
+        salt=forms.salt_of(body.extra_key or body.cache_salt),
         priority=body.priority or 0,
         timeout=forms.seconds_of(body.timeout),
         jump=jump_of(fields),

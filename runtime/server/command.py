@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,18 @@ ALIASES = {  # what other servers call it; accepted, and not shown
     "admin_key": ("--admin-api-key",),
     "max_running": ("--max-num-seqs",),
 }
-_GROUPS = {"engine": ENGINE_FIELDS, "steps of the engine": LIMIT_FIELDS}
+GROUPS = {  # of `--help`: every field stands in one
+    "engine": ENGINE_FIELDS,
+    "steps of the engine": LIMIT_FIELDS,
+    "address": ("host", "port", "served_model_name", "root_path", "ssl_certfile", "ssl_keyfile"),
+    "who may call": ("api_key", "admin_key", "insecure", "allowed_host", "cors_origin", "metrics_public"),
+    "limits": (
+        *("max_queue", "max_running_requests", "max_connections", "max_body", "max_program_ops", "max_program_tokens"),
+        *("header_timeout", "body_timeout", "request_timeout", "drain_timeout"),
+    ),
+    "requests": ("seed", "strict_requests", "idempotency_seconds"),
+    "what can be watched": ("dashboard", "metrics_compat", "log_level", "log_format"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,18 +60,19 @@ def parser(prog: str) -> argparse.ArgumentParser:
     result."""
     made = _Parser(
         prog=prog,
+        usage="%(prog)s [MODEL] [flags]",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         description="Every flag can also stand in a TOML file (--config) or in the environment (RAMET_*).",
     )
     made.add_argument("positional", metavar="MODEL", nargs="?", help=field_help("model"))
     made.add_argument("--config", metavar="FILE", help="TOML file with settings, named like the flags")
-    places: dict[str, Any] = {title: made.add_argument_group(title) for title in (*_GROUPS, "server")}
-    for name in known_fields():
-        title = next((title for title, names in _GROUPS.items() if name in names), "server")
-        _add(places[title], name)
-        if name in ALIASES:
-            made.add_argument(*ALIASES[name], dest=name, help=argparse.SUPPRESS)
+    for title, names in GROUPS.items():
+        group = made.add_argument_group(title)
+        for name in names:
+            _add(group, name)
+            if name in ALIASES:
+                made.add_argument(*ALIASES[name], dest=name, help=argparse.SUPPRESS)
     return made
 
 
@@ -70,7 +83,7 @@ def _add(group: argparse._ArgumentGroup, name: str) -> None:
     if kind is bool:
         group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
     elif is_tuple(name):
-        group.add_argument(flag, dest=name, action="append", metavar="X", help=text)
+        group.add_argument(flag, dest=name, action="append", metavar="TEXT", help=text)
     else:
         choices = [each for each in get_args(kind) if isinstance(each, str)]
         shown = "{" + ",".join(choices) + "}" if choices else {int: "N", float: "X"}.get(kind, "TEXT")
@@ -156,7 +169,8 @@ class _Starter:
         config = self._loaded.config
         options = {name: getattr(config, name) for name in ENGINE_FIELDS if name != "model"}
         options |= {name: getattr(config.limits, name) for name in LIMIT_FIELDS}
-        with progress(sys.stderr) as report:
+        records = self._loaded.settings.log_format == "json"  # whoever collects lines of JSON there gets no others
+        with progress(sys.stderr, logging.getLogger("ramet.server").info if records else None) as report:
             source = hub.resolve(config.model, progress=report)
             report(f"loading {source.name}", 0, 0)
             return start(config.model, options)

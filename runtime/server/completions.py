@@ -24,6 +24,7 @@ from ramet.runtime.server.constraints import FIELDS, constraint_of, jump_of
 from ramet.runtime.server.failures import bad, unsupported
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.sampling import (
+    UNOFFERED,
     count_of,
     given,
     length_of,
@@ -40,7 +41,7 @@ from ramet.runtime.server.wire import Batches, Body, StrictRoute, attended, call
 Who = Depends(caller_of)
 DEFAULT_LENGTH = 16
 Known = tuple[tuple[int, ...], str]  # of a prompt: its ids, where they are shown; its text, where it is echoed
-_NO_EFFECT = ("user", "metadata", "store", "service_tier", "request_id", "spaces_between_special_tokens")
+_NO_EFFECT = frozenset(("user", "metadata", "store", "service_tier", "request_id", "spaces_between_special_tokens"))
 
 
 class StreamOptions(Body):
@@ -91,6 +92,7 @@ class Completions(Body):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     cache_salt: str | None = None
+    extra_key: str | None = Field(default=None, description="SGLang's name of cache_salt")
     priority: int | None = Field(default=None, ge=-(1 << 31), lt=1 << 31)
     timeout: float | None = Field(default=None, gt=0, description="seconds, the time in the queue included")
 
@@ -102,7 +104,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     @routes.post("/v1/completions")
     async def completions(body: Completions, request: Request, caller: Caller = Who) -> Response:
         """Go on from a prompt, or from many."""
-        notes = noted(body, settings, ignored=FIELDS.union(_NO_EFFECT))
+        notes = noted(body, settings, ignored=FIELDS | UNOFFERED | _NO_EFFECT)
         if body.stream_options is not None:
             notes += noted(body.stream_options, settings)
         if body.model is not None:
@@ -194,7 +196,7 @@ async def call_of(body: Completions, service: Service, look: Look) -> Call:
         n=look.best,
         generate=length != 0,
         scoring=Scoring(0, max(scored)) if scored else None,
-        salt=body.cache_salt or "",
+        salt=body.extra_key or body.cache_salt or "",
         priority=body.priority or 0,
         timeout=body.timeout,
         constraint=None if wanted is None else wanted.constraint,

@@ -33,6 +33,21 @@ def limited(header_timeout: float, most: int) -> type[asyncio.Protocol]:
     return Limited
 
 
+class _Unknown:
+    """A length of content that nothing exceeds, that nothing lessens, and of which nothing is left to send."""
+
+    def __lt__(self, sent: int) -> bool:
+        return False
+
+    def __sub__(self, sent: int) -> _Unknown:
+        return self
+
+    def __eq__(self, left: object) -> bool:
+        return left == 0
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class Connection(asyncio.Protocol):
     """Stands in front of `inner`, one of uvicorn's protocols. Idle between two requests is uvicorn's to bound
     (`timeout_keep_alive`); during a request the guard bounds its body."""
@@ -63,6 +78,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         self._inner.data_received(data)
+        self._plain()
         if self._busy() or self._transport.get_protocol() is not self:  # the latter: it is a WebSocket now
             self._head = 0
             self._rest()
@@ -96,6 +112,13 @@ class Connection(asyncio.Protocol):
         """Whether a request is being answered: the head of the next one is not waited for."""
         cycle = self._inner.cycle
         return cycle is not None and not cycle.response_complete
+
+    def _plain(self) -> None:
+        """Send a client of HTTP/1.0 no chunks, which it cannot read (RFC 9112, 6.1): an answer of unknown length ends
+        with the connection. The request has begun, and its answer has not: that is the loop's next turn."""
+        cycle = self._inner.cycle
+        if cycle is not None and cycle.scope["http_version"] == "1.0" and cycle.chunked_encoding is None:
+            cycle.chunked_encoding, cycle.expected_content_length = False, _Unknown()
 
     def _wait(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._late)

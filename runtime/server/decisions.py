@@ -220,7 +220,7 @@ async def answered(body: DecisionRequest, asked: Sequence[Asked], service: Servi
     chats = [Chat((Message("user", text + question.text),)) for question in asked]
     for chat in chats:
         check_size(chat, service.context)
-    header = ir.Header(name=caller.label, priority=body.priority or 0, namespace=forms.salt_of(body.cache_salt))
+    header = ir.Header(name="decisions", priority=body.priority or 0, namespace=forms.salt_of(body.cache_salt))
     try:
         metas, spent = await _run(header, program(text, asked), service, _timed(caller, body.timeout))
     except Failure as failure:

@@ -17,7 +17,7 @@ from ramet.runtime.server.failures import Failure, bad, unsupported
 from ramet.runtime.server.raw import name_of
 from ramet.runtime.server.reasoning import FIELDS as REASONING
 from ramet.runtime.server.reasoning import SWITCHES
-from ramet.runtime.server.sampling import refuse_unoffered
+from ramet.runtime.server.sampling import UNOFFERED, refuse_unoffered
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.wire import Body, logprob
 from ramet.runtime.text import Tokenizer
@@ -61,7 +61,8 @@ _OTHERS: Mapping[str, tuple[tuple[object, ...], str]] = {  # field → values th
     "best_of": ((1,), "use n"),
     "add_special_tokens": ((), "the chat template decides"),
 }
-_KNOWN = HINTS | FIELDS | REASONING | frozenset(_OTHERS) | {"chat_template_kwargs", "functions", "function_call"}
+_ALONE = {"chat_template_kwargs", "functions", "function_call"}
+_KNOWN = HINTS | FIELDS | REASONING | UNOFFERED | frozenset(_OTHERS) | _ALONE
 
 
 def silent(body: Body) -> frozenset[str]:
@@ -79,6 +80,11 @@ def refuse_others(fields: Mapping[str, object], *, thinks: bool = False) -> None
         thinking = thinks and name == "thinking" and isinstance(value, Mapping) and set(value) == {"type"}
         if not empty and not thinking and value not in harmless:
             raise unsupported(name, f"`{name}` is not supported: {why}; leave it out")
+    refuse_kwargs(fields, thinks=thinks)
+
+
+def refuse_kwargs(fields: Mapping[str, object], *, thinks: bool) -> None:
+    """Raise `Failure` 400 for arguments of the chat template beyond the switches of thoughts. `thinks`: as above."""
     kwargs = fields.get("chat_template_kwargs")
     if isinstance(kwargs, Mapping):  # thoughts can be left out of every conversation
         kwargs = [name for name, value in kwargs.items() if name not in SWITCHES or not (value is False or thinks)]

@@ -148,7 +148,7 @@ async def _serve(
     server: uvicorn.Server,
     serving: asyncio.Future[None],
 ) -> None:
-    metrics = Metrics(names[0], compat=settings.metrics_compat == "sglang")
+    metrics = Metrics(names[0], compat=settings.metrics_compat)
     limits = GateLimits(max_running_requests=settings.max_running_requests, max_queue=settings.max_queue)
     service = Service(client, names=names, limits=limits, on_event=metrics.note, seed=settings.seed)
     pace = asyncio.ensure_future(throughput(service))

@@ -33,7 +33,7 @@ from ramet.runtime.server.program_body import Meter, Opening
 from ramet.runtime.server.running import Duplex
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
-from ramet.runtime.server.wire import parse
+from ramet.runtime.server.strict_json import parse
 
 IDLE = 300.0  # seconds that an open socket waits for its next program
 WAITING = 16  # messages that are read ahead

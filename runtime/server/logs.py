@@ -25,6 +25,7 @@ from ramet.runtime.server.service import Service
 
 LOG = logging.getLogger("ramet.server")
 ACCESS = logging.getLogger("ramet.access")
+PROBED = frozenset(("/health", "/ready", "/ping", "/metrics"))  # asked every few seconds: no line while all is well
 PERIOD = 10.0  # seconds between two lines about throughput
 FIELDS = ("request_id", "method", "path", "status", "seconds")
 _UNSAFE = re.compile(r"[^\x20-\x7e\u00a1-\u1fff\u2030-\u2fef\u3001-\ud7ff]")
@@ -81,7 +82,7 @@ def configure(level: str, form: Literal["text", "json"], stream: TextIO | None =
 
 class Access:
     """An ASGI application around another one: a line per request that was refused or failed, and at "debug" per
-    request."""
+    request, but for probes that went well."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -104,7 +105,7 @@ class Access:
             await self._app(scope, receive, counted)
         finally:
             level = logging.DEBUG if status < 400 else logging.WARNING if status >= 500 else logging.INFO
-            if ACCESS.isEnabledFor(level):
+            if ACCESS.isEnabledFor(level) and not (scope["path"] in PROBED and status < 400):
                 _access(level, scope, status, time.monotonic() - began)
 
 

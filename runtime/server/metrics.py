@@ -1,18 +1,19 @@
 """Figures for Prometheus. In: what the service tells as it happens, and the engine's gauges when someone looks.
 Out: the text of `/metrics`.
 
-Names follow the field: `ramet_*`, and beside them, where asked for, the names that dashboards of SGLang look for.
+Names follow the field: `ramet_*`, and beside them, where asked for, those that dashboards of SGLang or vLLM look for.
 Labels carry a model's name and a status, never anything of a user's.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -34,18 +35,66 @@ _COUNTERS = {
     "engine_lost": ("engine_lost", "engines that ended"),
     "engine_stalled": ("engine_stalled", "engines that were ended because they made no step"),
 }
-_GAUGES = {
-    "kv_total": "KV slots",
-    "kv_free": "KV slots that hold nothing",
-    "kv_cached": "KV slots of prefixes that nothing uses",
-    "kv_used": "KV slots in use",
-    "programs": "programs in the engine",
-    "running": "sequences that decode",
-    "waiting": "sequences that wait for a place",
-    "steps": "steps since the engine started",
-    "computed_tokens": "tokens that went through the model since the engine started",
-    "evicted_tokens": "cached tokens given up for others since the engine started",
-    "retractions": "sequences that gave up their place since the engine started",
+_GAUGES = {  # a figure of the engine → its name
+    "kv_total": ("kv_slots", "KV slots, one for each token"),
+    "kv_free": ("kv_slots_free", "KV slots that hold nothing"),
+    "kv_cached": ("kv_slots_cached", "KV slots of prefixes that nothing uses"),
+    "kv_used": ("kv_slots_used", "KV slots in use"),
+    "programs": ("programs", "programs in the engine"),
+    "running": ("running", "sequences that decode"),
+    "waiting": ("waiting", "sequences that wait for a place"),
+}
+_SINCE_START = {  # figures that begin at 0 with each engine
+    "steps": ("steps", "steps of the engine"),
+    "step_seconds": ("step_seconds", "seconds that these took"),
+    "computed_tokens": ("computed_tokens", "tokens that went through the model"),
+    "evicted_tokens": ("evicted_tokens", "cached tokens given up for others"),
+    "retractions": ("retractions", "sequences that gave up their place"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """The names of another server for figures of ours: `happened` are histograms and counters by what the service
+    tells, `total` counters of the engine, `now` gauges by what `Metrics` computes."""
+
+    prefix: str
+    happened: Mapping[str, str]
+    total: Mapping[str, str]
+    now: tuple[str, ...]
+
+
+_LATENCIES = {key: name for key, (name, _) in _HISTOGRAMS.items()}
+FOREIGN: Mapping[str, Foreign] = {
+    "sglang": Foreign(
+        "sglang:",
+        {
+            **{key: _LATENCIES[key] for key in ("first_token_seconds", "inter_token_seconds", "request_seconds")},
+            **{key: _COUNTERS[key][0] for key in ("prompt_tokens", "cached_tokens", "generated_tokens")},
+            "requests": "num_requests",
+            "aborted": "num_aborted_requests",
+        },
+        {"evicted_tokens": "evicted_tokens"},
+        (
+            *("num_running_reqs", "num_queue_reqs", "token_usage", "num_used_tokens"),
+            *("max_total_num_tokens", "gen_throughput", "cache_hit_rate"),
+        ),
+    ),
+    "vllm": Foreign(
+        "vllm:",
+        {
+            **_LATENCIES,
+            **{key: _COUNTERS[key][0] for key in ("prompt_tokens", "generated_tokens")},
+            "requests_ok": "request_success",
+        },
+        {"retractions": "num_preemptions"},
+        ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"),
+    ),
+}
+_SAME = {  # what vLLM calls otherwise than SGLang
+    "num_requests_running": "num_running_reqs",
+    "num_requests_waiting": "num_queue_reqs",
+    "kv_cache_usage_perc": "token_usage",
 }
 
 
@@ -75,31 +124,58 @@ class Durations(Collector):
             yield family
 
 
-class Metrics:
-    """One server's figures, in a registry of their own."""
+class EngineFigures(Collector):
+    """What the engine said of itself when it was last asked (`stats`); nothing while there is none to ask."""
 
-    def __init__(self, model: str, *, compat: bool) -> None:
+    def __init__(self, model: str, foreign: Foreign | None) -> None:
+        self.stats: Stats | None = None
+        self._model = model
+        self._totals = [("ramet_" + name, stat, text) for stat, (name, text) in _SINCE_START.items()]
+        if foreign is not None:
+            self._totals += [(foreign.prefix + n, stat, _SINCE_START[stat][1]) for stat, n in foreign.total.items()]
+
+    def collect(self) -> Iterator[Metric]:
+        """What a scrape sees."""
+        if self.stats is None:
+            return
+        for stat, (name, text) in _GAUGES.items():
+            gauge = GaugeMetricFamily("ramet_" + name, text, labels=["model_name"])
+            gauge.add_metric([self._model], getattr(self.stats, stat))
+            yield gauge
+        for name, stat, text in self._totals:
+            counter = CounterMetricFamily(name, text, labels=["model_name"])
+            counter.add_metric([self._model], getattr(self.stats, stat))
+            yield counter
+
+
+class Metrics:
+    """One server's figures, in a registry of their own. `compat` names the server whose names stand beside ours."""
+
+    def __init__(self, model: str, *, compat: str = "none") -> None:
         self._registry = CollectorRegistry()
         self._model = model
-        self._prefixes = ("ramet_", "sglang:") if compat else ("ramet_",)
+        foreign = FOREIGN.get(compat)
         self._histograms = {
-            key: Durations([prefix + name for prefix in self._prefixes], text, model)
-            for key, (name, text) in _HISTOGRAMS.items()
+            key: Durations(_named(key, name, foreign), text, model) for key, (name, text) in _HISTOGRAMS.items()
         }
         for histogram in self._histograms.values():
             self._registry.register(histogram)
         self._counters = {
-            key: [self._counter(prefix + name, text) for prefix in self._prefixes]
+            key: [self._counter(each, text) for each in _named(key, name, foreign)]
             for key, (name, text) in _COUNTERS.items()
         }
         self._requests = Counter(
             "ramet_requests", "requests that ended, by status", ["model_name", "status"], registry=self._registry
         )
-        self._others = [self._counter(p + "num_requests", "requests that ended") for p in self._prefixes[1:]]
-        self._gauges = {name: self._gauge("ramet_" + name, text) for name, text in _GAUGES.items()}
+        for key, text in (("requests", "requests that ended"), ("requests_ok", "requests that ended well")):
+            self._counters[key] = [self._counter(each, text) for each in _named(key, "", foreign)]
         self._queued = self._gauge("ramet_queued_requests", "requests that wait in front of the engine")
-        self._restarts = self._gauge("ramet_engine_restarts", "engines started after the first")
-        self._aliases = {name: self._gauge("sglang:" + name, "see ramet_*") for name in _ALIASES} if compat else {}
+        self._engine = EngineFigures(model, foreign)
+        self._registry.register(self._engine)
+        self._restarted = self._counter("ramet_engine_restarts", "engines started after the first")
+        self._restarts = 0  # of these, those that were counted
+        prefix, names = (foreign.prefix, foreign.now) if foreign is not None else ("", ())
+        self._foreign = {name: self._gauge(prefix + name, "see ramet_*") for name in names}
         self._seen = (0.0, 0)  # when gauges were last taken, and tokens generated by then
 
     def _counter(self, name: str, text: str) -> Counter:
@@ -116,23 +192,22 @@ class Metrics:
             return
         if name in ("request_ok", "request_failed"):
             self._requests.labels(self._model, "200" if name == "request_ok" else str(int(value))).inc()
-            for counter in self._others:
-                counter.inc()
+            for key in ("requests", "requests_ok")[: 2 if name == "request_ok" else 1]:
+                self.note(key, 1.0)
         for counter in self._counters.get(name, ()):
             counter.inc(value)
 
     def text(self, stats: Stats | None, *, queued: int, restarts: int, now: float) -> bytes:
         """The exposition format; `stats` None while there is no engine to ask. `now` in seconds."""
         self._queued.set(queued)
-        self._restarts.set(restarts)
-        if stats is not None:
-            for name, gauge in self._gauges.items():
-                gauge.set(getattr(stats, name))
-            if self._aliases:
-                self._alias(stats, queued, now)
+        self._restarted.inc(max(0, restarts - self._restarts))
+        self._restarts = max(self._restarts, restarts)
+        self._engine.stats = stats
+        if stats is not None and self._foreign:
+            self._translate(stats, queued, now)
         return generate_latest(self._registry)
 
-    def _alias(self, stats: Stats, queued: int, now: float) -> None:
+    def _translate(self, stats: Stats, queued: int, now: float) -> None:
         since, generated = self._seen
         self._seen = (now, stats.generated_tokens)
         seconds = now - since
@@ -144,10 +219,9 @@ class Metrics:
             "max_total_num_tokens": stats.kv_total,
             "gen_throughput": max(0, stats.generated_tokens - generated) / seconds if since and seconds > 0 else 0.0,
             "cache_hit_rate": self.hit_rate(),
-            "evicted_tokens": stats.evicted_tokens,
         }
-        for name, value in values.items():
-            self._aliases[name].set(value)
+        for name, gauge in self._foreign.items():
+            gauge.set(values[_SAME.get(name, name)])
 
     def hit_rate(self) -> float:
         """Share of prompt tokens that the cache had, since the server started."""
@@ -160,13 +234,7 @@ class Metrics:
         return read("ramet_prompt_tokens_total", labels) or 0.0, read("ramet_cached_tokens_total", labels) or 0.0
 
 
-_ALIASES = (
-    "num_running_reqs",
-    "num_queue_reqs",
-    "token_usage",
-    "num_used_tokens",
-    "max_total_num_tokens",
-    "gen_throughput",
-    "cache_hit_rate",
-    "evicted_tokens",
-)
+def _named(key: str, name: str, foreign: Foreign | None) -> list[str]:
+    """The names of what the service tells under `key`: ours, where it has one, and the other server's."""
+    others = [foreign.prefix + foreign.happened[key]] if foreign is not None and key in foreign.happened else []
+    return (["ramet_" + name] if name else []) + others

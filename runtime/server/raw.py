@@ -59,7 +59,8 @@ async def encoded(
     prompts: list[Prompt] = []
     for text in texts:
         if not isinstance(text, str):
-            wrong = next((token for token in text if not 0 <= token < service.vocab), None)
+            ends = (min(text, default=0), max(text, default=0))
+            wrong = next((token for token in ends if not 0 <= token < service.vocab), None)
             if wrong is not None:
                 raise bad(f"`{name}`: {wrong} is not a token id; ids are 0 to {service.vocab - 1}", name)
         if not isinstance(text, str) or (bos and not special):

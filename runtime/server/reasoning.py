@@ -56,11 +56,29 @@ class Thinking:
         return "outside" if closed >= 0 or (chat.continue_final and chat.messages[-1].content.strip()) else "maybe"
 
     @property
+    def opened(self) -> bool:
+        """Whether the template itself begins a thought."""
+        return self.prompt.rfind(OPEN) > self.prompt.rfind(CLOSE)
+
+    @property
     def quiet(self) -> str:
         """What a message is begun with so that nothing is thought: a thought that is empty, as Qwen3's template has it
         for `enable_thinking` false."""
-        opened = self.prompt.rfind(OPEN) > self.prompt.rfind(CLOSE)
-        return f"\n{CLOSE}\n\n" if opened else f"{OPEN}\n\n{CLOSE}\n\n"
+        return f"\n{CLOSE}\n\n" if self.opened else f"{OPEN}\n\n{CLOSE}\n\n"
+
+    def remembered(self, chat: Chat) -> Chat:
+        """The chat, earlier answers behind an empty thought where the template begins one: what was said must not stand
+        in the history as a thought that never ended."""
+        if not self.opened:
+            return chat
+        last = len(chat.messages) - 1 if chat.continue_final else len(chat.messages)
+        told = [
+            replace(each, content=self.quiet + each.content)
+            if each.role == "assistant" and n < last and CLOSE not in each.content
+            else each
+            for n, each in enumerate(chat.messages)
+        ]
+        return replace(chat, messages=tuple(told))
 
 
 class ThinkSplitter:
@@ -187,6 +205,7 @@ def thoughts_of(thinking: Thinking | None, chat: Chat, fields: Mapping[str, obje
     )
     if thinking is None:
         return chat, NONE
+    chat = thinking.remembered(chat)
     if quiet(fields) and chat.begin_reply and not chat.continue_final:
         chat = replace(chat, opening=thinking.quiet)
     return chat, Thoughts(thinking.begin(chat), separate, streamed, shown)

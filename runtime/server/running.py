@@ -63,10 +63,10 @@ class Run:
 
     # -- in a thread
 
-    def open(self, header: ir.Header, wanted: frozenset[type]) -> ClientSession:
-        """Begin a program."""
+    def open(self, header: ir.Header, wanted: frozenset[type], alike: str | None = None) -> ClientSession:
+        """Begin a program. `alike` as of the client's `open`."""
         deliver = self._bridge.to(self.mailbox, len(self._sessions), wanted)
-        session = self._client.open(header, deliver, start=False)
+        session = self._client.open(header, deliver, start=False, alike=alike)
         with self._lock:
             self._sessions.append(session)
             closed = self._closed
@@ -75,8 +75,9 @@ class Run:
         return session
 
     def launch(self, header: ir.Header, layouts: Sequence[Layout], wanted: frozenset[type], prepare: Prepare) -> None:
-        """Begin a program per layout. `prepare` tokenises and checks each before any of them may do anything."""
-        sessions = [self.open(header, wanted) for _ in layouts]
+        """Begin a program per layout. `prepare` tokenises and checks each before any of them may do anything. The
+        header's name is the request's id: it stands for no other request."""
+        sessions = [self.open(header, wanted, alike="") for _ in layouts]
         for layout, session in zip(layouts, sessions, strict=True):
             prepare(layout, session)
         self.lengths = tuple(session.length(layout.seq) for layout, session in zip(layouts, sessions, strict=True))

@@ -77,6 +77,7 @@ _UNOFFERED: Mapping[str, str] = {
     "chat_template": "the chat template is the model's own",
     "extra_body": "it is an argument of the openai package; put its fields into the body itself",
 }
+UNOFFERED = frozenset(_UNOFFERED)  # fields that are known: null, false and empty ones need no word
 
 
 def sampling_of(
@@ -148,11 +149,12 @@ def refuse_tools(fields: Mapping[str, object]) -> None:
             raise unsupported(name, f"`{name}` is not supported here: {why}; leave it out")
 
 
-def refuse_constraints(fields: Mapping[str, object]) -> None:
-    """As `refuse_unoffered`, where nothing is generated that could be constrained: constraints and tools too. An empty
-    schema asks for JSON, and is refused as well."""
+def refuse_constraints(fields: Mapping[str, object], *, tools: bool = False) -> None:
+    """As `refuse_unoffered`, where nothing is generated that could be constrained: constraints too, and, unless `tools`
+    can be told of, tools. An empty schema asks for JSON, and is refused as well."""
     refuse_unoffered(fields)
-    refuse_tools(fields)
+    if not tools:
+        refuse_tools(fields)
     for name in CONSTRAINTS:
         value = fields.get(name)
         if (_asked(value) or value == {}) and value != {"type": "text"}:

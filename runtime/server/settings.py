@@ -60,7 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_public: Annotated[bool, Meta(description="/metrics without a key")] = False
     dashboard: Annotated[bool, Meta(description="a live page about cache, programs and pace at /dashboard")] = False
     metrics_compat: Annotated[
-        Literal["sglang", "none"], Meta(description="metric names of another server, beside ours")
+        Literal["sglang", "vllm", "none"], Meta(description="metric names of another server, beside ours")
     ] = "sglang"
     max_program_ops: Annotated[int, Meta(ge=1, description="operations of one program")] = 10_000
     max_program_tokens: Annotated[int, Meta(ge=1, description="sum of max_tokens of one program")] = 1_000_000
@@ -219,4 +219,6 @@ def field_help(name: str) -> str:
         text = ENGINE_HELP[name]
     else:
         text = next(each.description for each in get_args(field.type) if isinstance(each, Meta)) or ""
-    return text if field.default in ("", (), False, True) else f"{text} [{field.default}]"
+    if isinstance(field.default, bool):
+        return f"{text} [{'on' if field.default else 'off'}]"
+    return text if field.default in ("", (), 0) else f"{text} [{field.default}]"

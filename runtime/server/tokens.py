@@ -12,30 +12,29 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict, Field
 
-from ramet.runtime.server import raw
-from ramet.runtime.server.call import Caller, Chat, Message, Prompt
-from ramet.runtime.server.failures import bad, unsupported
+from ramet.runtime.server import conversation, forms, raw
+from ramet.runtime.server.call import Caller, Chat
+from ramet.runtime.server.conversation import ChatMessage
+from ramet.runtime.server.failures import bad
 from ramet.runtime.server.metrics import Metrics
+from ramet.runtime.server.reasoning import FIELDS as REASONING
 from ramet.runtime.server.sampling import given, refuse_constraints
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
+from ramet.runtime.server.speech import Manner
 from ramet.runtime.server.status import check_model
+from ramet.runtime.server.toolcalls import chat_offer
 from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply
 
 Who = Depends(caller_of)
-MAX_MESSAGES = 4096
 MAX_IDS = 1 << 20  # of one request to detokenize
-
-
-class ChatMessage(Body):
-    """One message; the content is text, or parts of text."""
-
-    role: str
-    content: str | list[dict[str, Any]] | None = None
+_OF_CHATS = REASONING | {"chat_template_kwargs", "function_call", "functions", "parallel_tool_calls", "reasoning"}
+_OF_CHATS |= {"reasoning_effort", "thinking", "tool_choice"}  # what a chat completion takes that bears on its prompt
 
 
 class Tokenize(Body):
-    """Text (or several texts), or the messages of a chat."""
+    """Text (or several texts), or the messages of a chat: these with the fields of a chat completion that change its
+    prompt."""
 
     model_config = ConfigDict(
         extra="allow", protected_namespaces=(), json_schema_extra={"examples": [{"prompt": "Hello world"}]}
@@ -46,9 +45,9 @@ class Tokenize(Body):
     add_special_tokens: bool = Field(default=True, description="put the model's BOS token, if it has one, in front")
     parse_special: bool = Field(default=True, description="names of control tokens in `prompt` are these tokens")
     return_token_strs: bool | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    tools: Any = None
+    add_generation_prompt: bool | None = Field(default=None, description="false: begin no message of the assistant")
+    continue_final_message: bool | None = Field(default=None, description="leave the last message open")
+    tools: list[dict[str, Any]] | None = Field(default=None, description="of a chat: what the model is told of them")
     chat_template: Any = None
     truncate_prompt_tokens: Any = None
 
@@ -67,16 +66,24 @@ class Detokenize(Body):
 def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     """Routes of this module."""
     routes = APIRouter(route_class=StrictRoute, tags=["tokens"])
+    manner = Manner.of(service.template)
 
     @routes.post("/tokenize")
     @routes.post("/v1/tokenize", include_in_schema=False)
     async def tokenize(body: Tokenize, request: Request, caller: Caller = Who) -> Response:
         """The token ids of a text or of a chat, and how many they are."""
-        notes = noted(body, settings, ignored=("chat_template_kwargs",))
-        refuse_constraints(given(body))
+        notes = noted(body, settings, ignored=() if body.messages is None else _OF_CHATS)
+        refuse_constraints(given(body), tools=body.messages is not None)
         if body.model is not None:
             check_model(service, body.model)
-        ids, many = await attended(request, _encoded(body, service))
+        if (body.prompt is None) == (body.messages is None):
+            raise bad("give either `prompt` or `messages`", "prompt")
+        if body.messages is None:
+            ids, many = await attended(request, _encoded(body, service))
+        else:
+            chat, more = chat_of(body, manner, service, strict=settings.strict_requests)
+            ids, many = [list(await attended(request, service.encode(chat)))], False
+            notes += more
         answer: dict[str, Any] = {
             "count": [len(each) for each in ids] if many else len(ids[0]),
             "max_model_len": service.context,
@@ -115,13 +122,6 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
 
 async def _encoded(body: Tokenize, service: Service) -> tuple[list[list[int]], bool]:
     """The ids of each prompt, and whether there were many."""
-    if (body.prompt is None) == (body.messages is None):
-        raise bad("give either `prompt` or `messages`", "prompt")
-    if body.messages is not None:
-        prompt: Prompt = chat_of(
-            body.messages, begin_reply=body.add_generation_prompt, go_on=body.continue_final_message
-        )
-        return [list(await service.encode(prompt))], False
     texts, many = ([body.prompt], False) if isinstance(body.prompt, str) else (body.prompt or [], True)
     if not texts or len(texts) > raw.MAX_PROMPTS:
         raise bad(f"`prompt` has {len(texts)} texts; 1 to {raw.MAX_PROMPTS} in one request", "prompt")
@@ -133,27 +133,21 @@ def _names(service: Service, lists: Sequence[Sequence[int]]) -> list[list[str]]:
     return [[raw.name_of(service.tokenizer, token) for token in ids] for ids in lists]
 
 
-def chat_of(messages: Sequence[ChatMessage], *, begin_reply: bool, go_on: bool) -> Chat:
-    """A chat for the model's template. Raises `Failure` 400."""
-    if not 0 < len(messages) <= MAX_MESSAGES:
-        raise bad(f"`messages` has {len(messages)} messages; 1 to {MAX_MESSAGES}", "messages")
-    if begin_reply and go_on:
-        raise bad("`continue_final_message` needs `add_generation_prompt`: false", "continue_final_message")
-    return Chat(tuple(Message(m.role, _text(m, i)) for i, m in enumerate(messages)), go_on, begin_reply)
-
-
-def _text(message: ChatMessage, index: int) -> str:
-    where = f"messages[{index}].content"
-    if message.content is None:
-        return ""
-    if isinstance(message.content, str):
-        return message.content
-    texts = []
-    for part in message.content:
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise unsupported(where, f"`{where}`: only parts of type text are read")
-        texts.append(part["text"])
-    return "".join(texts)
+def chat_of(body: Tokenize, manner: Manner, service: Service, *, strict: bool) -> tuple[Chat, tuple[str, ...]]:
+    """The chat that a chat completion with the same fields would begin with, and sentences about what was left out of
+    it. Raises `Failure` 400."""
+    fields = given(body)
+    forms.refuse_kwargs(fields, thinks=manner.thinking is not None)
+    chat, notes = conversation.chat_of(
+        body.messages or (),
+        context=service.context,
+        continue_final=body.continue_final_message,
+        begin_reply=body.add_generation_prompt,
+        strict=strict,
+        told=manner.told(),
+    )
+    chat, _ = manner.hearing(chat, chat_offer(fields), None, fields)
+    return chat, notes
 
 
 def _check_ids(lists: Sequence[Sequence[int]], service: Service) -> None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
@@ -24,14 +23,12 @@ from pydantic_core import CoreSchema
 from starlette.types import Receive, Scope, Send
 
 from ramet.runtime.server.call import Caller
-from ramet.runtime.server.failures import Failure, bad, of
+from ramet.runtime.server.failures import Failure, of
 from ramet.runtime.server.settings import Settings
+from ramet.runtime.server.strict_json import parsed
 
 KEEP_ALIVE = 15.0  # seconds without an event after which a comment is sent
-MAX_DEPTH = 64  # of nested JSON; beyond it a body is refused before anything looks at it
 LOWEST = -9999.0  # what -inf becomes in JSON
-MAX_PARTS = 100_000  # arrays and objects of a body, and fields of its objects
-MAX_EXPONENTS = 1000  # numbers like 1e5 in a body: their slow path in the parser takes 10 µs each
 MAX_NOTES = 8  # unknown fields that are spoken of one by one
 _CONTROL = re.compile(r"[^\x20-\x7e]")
 Payload = str | bytes | Mapping[str, Any] | list[Any]
@@ -128,54 +125,6 @@ def logprob(value: float) -> float | None:
 # -- in
 
 
-def parse(raw: bytes) -> Any:
-    """The value of a JSON text. Raises `Failure`: not JSON (nan, infinities, lone surrogates included), an object that
-    has a key twice, or more than `MAX_DEPTH`, `MAX_PARTS`, `MAX_EXPONENTS` allow."""
-    outside = _outside_strings(raw)
-    _check_shape(outside)
-    try:
-        value = msgspec.json.decode(raw)
-    except (ValueError, RecursionError) as error:  # DecodeError and UnicodeDecodeError are ValueErrors
-        raise bad(f"the body is not valid JSON: {error}", code="invalid_json") from None
-    fields = outside.count(b":")
-    if fields and fields != _keys(value):
-        raise bad("an object of the body has a key twice", code="invalid_json")
-    return value
-
-
-def _outside_strings(raw: bytes) -> bytes:
-    """What stands outside the strings of a JSON text; in linear time, for every text."""
-    plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
-    return b"".join(plain.split(b'"')[::2])
-
-
-def _check_shape(outside: bytes) -> None:
-    parts = outside.count(b"[") + outside.count(b"{")
-    if max(parts, outside.count(b":")) > MAX_PARTS:
-        raise bad(f"the body has more than {MAX_PARTS} arrays, objects or fields", code="invalid_json")
-    words = outside.count(b"true") + outside.count(b"false")
-    if outside.count(b"e") + outside.count(b"E") - words > MAX_EXPONENTS:
-        raise bad(f"the body has more than {MAX_EXPONENTS} numbers with an exponent", code="invalid_json")
-    if parts > MAX_DEPTH and _depth(outside) > MAX_DEPTH:
-        raise bad(f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
-
-
-def _depth(outside: bytes) -> int:
-    """How deep brackets nest."""
-    codes = np.frombuffer(outside, np.uint8)
-    opened, closed = (codes == ord("[")) | (codes == ord("{")), (codes == ord("]")) | (codes == ord("}"))
-    return int((opened.astype(np.int8) - closed.astype(np.int8)).cumsum(dtype=np.int32).max(initial=0))
-
-
-def _keys(value: Any) -> int:
-    """Keys of all objects in a value that is not too deep."""
-    if isinstance(value, dict):
-        return len(value) + sum(_keys(part) for part in value.values() if isinstance(part, dict | list))
-    if isinstance(value, list):
-        return sum(_keys(part) for part in value if isinstance(part, dict | list))
-    return 0
-
-
 _FORMS = ("multipart/", "image/", "audio/", "video/")
 _PROMPTS = ("messages", "input", "prompt", "text", "input_ids")  # fields that hold what the model reads
 
@@ -196,7 +145,7 @@ class StrictRoute(APIRoute):
             if kind.startswith(_FORMS):
                 raise Failure(415, "forms are not accepted; send JSON", code="unsupported_media_type")
             raw = await request.body()
-            value = parse(raw) if raw.strip() else {}
+            value = await parsed(raw) if raw.strip() else {}
             headers = [(k, v) for k, v in request.scope["headers"] if k != b"content-type"]
             scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
             strict = Request(scope, request.receive)
@@ -300,7 +249,16 @@ async def sse(
     """A stream of server-sent events, closed by `done`, or after a failure by what `failed` makes of it (and no
     `done`). Waits for the first ones, so that what fails before them is answered with its own status."""
     head = await _first(events, request)
-    return Stream(head, events, sse_frame, headers_of(caller, notes), "text/event-stream", done, failed, b": \n\n")
+    return Stream(
+        head,
+        events,
+        frame=sse_frame,
+        headers=headers_of(caller, notes),
+        media_type="text/event-stream",
+        done=done,
+        failed=failed,
+        keep_alive=b": \n\n",
+    )
 
 
 async def ndjson(
@@ -312,7 +270,8 @@ async def ndjson(
 ) -> Response:
     """A stream of JSON lines; otherwise as `sse`."""
     head = await _first(events, request)
-    return Stream(head, events, ndjson_frame, headers_of(caller), "application/x-ndjson", None, failed, b"")
+    headers = headers_of(caller)
+    return Stream(head, events, frame=ndjson_frame, headers=headers, media_type="application/x-ndjson", failed=failed)
 
 
 async def _first(events: Batches, request: Request) -> Batch:
@@ -327,18 +286,23 @@ async def _first(events: Batches, request: Request) -> Batch:
 
 class Stream(Response):
     """An answer that is sent as it is made, each batch in one piece. Ends its source when the client goes away, at
-    once. What a token costs here, it costs for each stream at each step: there is no task and no timer per batch."""
+    once. What a token costs here, it costs for each stream at each step: there is no task and no timer per batch.
+
+    `frame` writes each event of `head` and `events`; `done` follows the last one, or what `failed` makes of an error.
+    `keep_alive` is sent into silence; empty: nothing is.
+    """
 
     def __init__(
         self,
         head: Batch,
         events: Batches,
+        *,
         frame: Frame,
         headers: Mapping[str, str],
         media_type: str,
-        done: Payload | None,
         failed: Callable[[Failure], Payload | Event],
-        keep_alive: bytes,
+        done: Payload | None = None,
+        keep_alive: bytes = b"",
     ) -> None:
         super().__init__(None, 200, {**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}, media_type)
         del self.headers["content-length"]

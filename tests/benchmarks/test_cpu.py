@@ -31,7 +31,7 @@ SMOL = PRESETS["smollm2-135m"]
 def parts() -> Iterator[SimpleNamespace]:
     """The script's modules, found as the script finds them."""
     sys.path.insert(0, str(SCRIPT.parent))
-    names = ("floors", "limits", "pins", "report", "runners", "session", "shared")
+    names = ("floors", "grouped", "limits", "pins", "report", "runners", "session", "shared")
     yield SimpleNamespace(**{name: importlib.import_module(f"cpu_parts.{name}") for name in names})
     sys.path.remove(str(SCRIPT.parent))
 
@@ -182,7 +182,10 @@ def test_the_whole_run(tmp_path):
     rows = {(row["section"], row["what"], row["runner"]): row for row in found["rows"]}
     cells = [("prefill", "16 tokens"), *(("decode", f"batch {b}, context {c}") for c in (8, 70) for b in (1, 3))]
     cells.append(("shared", "3 x (40 shared + 5 + 3 made)"))
-    timed = [row for row in found["rows"] if row["section"] != "limits"]
+    beside = {row["what"]: row for row in found["rows"] if row["section"] == "overhead"}
+    assert beside.keys() == {"batch 1, greedy", "batch 1, sampled"}
+    assert {(row["runner"], row["unit"]) for row in beside.values()} == {("int8", "ms/step")}
+    timed = [row for row in found["rows"] if row["section"] not in ("limits", "overhead")]
     assert {(row["section"], row["what"], row["runner"]) for row in timed} == {
         (*cell, runner) for cell in cells for runner in ("int8", "torch")
     }
@@ -202,3 +205,30 @@ def test_bad_input_is_a_sentence(tmp_path, options, status, words):
     assert done.returncode == status
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_break_even_is_where_grouping_is_never_slower_again(parts):
+    found = {(2, 64): 0.9, (2, 128): 1.1, (2, 256): 0.9, (2, 512): 0.99, (2, 1024): 1.2, (3, 64): 1.0, (3, 128): 0.5}
+    assert parts.grouped.even_from(found, 2) == 512
+    assert parts.grouped.even_from(found, 3) is None
+
+
+@needs_native
+def test_the_rule_beside_the_break_even(parts):
+    """Six block reads a thread: of 64 positions, for all members but one."""
+    prefixes = (16, 64, 128, 256, 512)
+    found = [parts.grouped.ruled_from(members, prefixes, threads) for threads in (1, 2) for members in (2, 3, 7, 13)]
+    assert found == [512, 256, 64, 64, None, 512, 128, 64]
+
+
+@needs_native
+@pytest.mark.model
+def test_grouped_against_ungrouped_steps(tmp_path):
+    """Ratios of every cell, the noise beside each; 16 shared tokens are less than a block."""
+    sizes = "--threads 1 --turns 1 --steps 2 --block 2 --members 2 3 --prefixes 16 128 --runners int8"
+    done = run("--model", "random:tiny", "--only", "grouped", *sizes.split(), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    cells = [(row["members"], row["prefix"], "twice" in row) for row in rows]
+    assert sorted(cells) == [(m, p, twice) for m in (2, 3) for p in (16, 128) for twice in (False, True)]
+    assert all(row["section"] == "grouped" and row["runner"] == "int8" and row["median"] > 0 for row in rows)

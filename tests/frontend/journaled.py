@@ -22,6 +22,7 @@ from unittest import mock
 import ramet as rt
 from ramet.frontend import journal, journal_run, journal_session
 from ramet.frontend.backends.base import Backend, Deliver, Session
+from ramet.frontend.backends.through import Through
 from ramet.frontend.ir import AnyOp, Event, Gen, Header, Put, Select
 from ramet.frontend.journal_file import JournalFile
 from ramet.frontend.journal_run import Scope, derived_seed, idempotency_key_of
@@ -55,11 +56,11 @@ class Log:
         return [line.removeprefix(f"{kind} ") for line in lines if line.startswith(f"{kind} ")]
 
 
-class Watched:
+class Watched(Through):
     """A backend that notes every call that it is given, and dies when it is told to."""
 
     def __init__(self, backend: Backend, log: Log) -> None:
-        self._backend = backend
+        super().__init__(backend)
         self._log = log
         self.opened = 0
 
@@ -71,16 +72,7 @@ class Watched:
             deliver(event)
             self._log.die("received")
 
-        return _Watched(self._backend.open(header, told), self._log, f"{header.name}/{header.seed}")
-
-    def info(self) -> dict[str, object]:
-        return self._backend.info()
-
-    def flush_cache(self) -> bool:
-        return self._backend.flush_cache()
-
-    def close(self) -> None:
-        self._backend.close()
+        return _Watched(self.backend.open(header, told), self._log, f"{header.name}/{header.seed}")
 
 
 class _Watched:

@@ -1,5 +1,7 @@
 """Where failures surface: at the reader, once, with what is known."""
 
+import traceback
+
 import pytest
 
 import ramet as rt
@@ -251,3 +253,40 @@ def test_an_operation_that_a_backend_refuses_fails_alone():
     mock = Picky("fine")
     assert body.using(backend=mock)().result(10) == "fine"
     assert len(mock.prompts) == 1
+
+
+def test_a_variable_of_a_branch_is_named_where_it_is():
+    @rt.function
+    def body(s):
+        branches = s.fork(3)
+        for branch in branches:
+            branch += rt.gen("x")
+        branches.gather("x")
+        return s["x"]
+
+    handle = body.using(backend=rt.Mock("y"))()
+    with pytest.raises(rt.UnknownVariable, match=r"branch 0\.0\.b0 and 2 more defined it: read it there, gather it"):
+        handle.result(10)
+
+
+def test_a_group_says_its_first_error_and_shows_no_frames_of_the_language():
+    def fail(number):
+        raise ValueError(number)
+
+    @rt.function
+    def body(s):
+        values = [s.call(fail, number) for number in range(2)]
+        for value in values:
+            value.future.exception(10)
+        return rt.gather(*values)
+
+    with pytest.raises(ExceptionGroup, match="the first: ToolError: fail raised ValueError: 0") as caught:
+        body.using(backend=rt.Mock("y"))().result(10)
+    files = [trace.name for trace in traceback.extract_tb(caught.value.__traceback__)]
+    assert files[-1] == "body"
+
+
+def test_a_batch_says_how_far_it_is():
+    batch = rt.function(lambda s, q: q).using(backend=rt.Mock("y")).batch([{"q": 1}, {"q": 2}])
+    assert batch.result() == [1, 2]
+    assert repr(batch) == "<Batch of '<lambda>': 2 of 2 rows done>"

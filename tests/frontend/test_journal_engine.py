@@ -16,6 +16,7 @@ import ramet as rt
 from ramet.frontend import journal, journal_session
 from ramet.frontend.backends.base import Deliver, Session
 from ramet.frontend.backends.engine import Engine
+from ramet.frontend.backends.through import Through
 from ramet.frontend.ir import AnyOp, Finished, Gen, Header, Put, Select
 from ramet.frontend.journal_file import JournalFile
 
@@ -53,16 +54,16 @@ def essay(s: rt.State, topic: str) -> str:
     return s.text()
 
 
-class Counted:
+class Counted(Through):
     """A backend that counts the calls that it is given."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self.calls: list[str] = []
         self.puts: list[Put] = []
 
     def open(self, header: Header, deliver: Deliver) -> Session:
-        session = self._engine.open(header, deliver)
+        session = self.backend.open(header, deliver)
         send = session.send
 
         def counted(ops: Any) -> None:
@@ -72,12 +73,6 @@ class Counted:
 
         session.send = counted  # type: ignore[method-assign]
         return session
-
-    def info(self) -> dict[str, object]:
-        return self._engine.info()
-
-    def flush_cache(self) -> bool:
-        return self._engine.flush_cache()
 
     def close(self) -> None:
         """The engine is the fixture's."""

@@ -120,3 +120,22 @@ def test_any_forest(tree: Tree, block: int, most: int) -> None:
             if 0 < count[s] <= most and history[s] >= block
         ]
         assert len(heads) == len(set(heads))
+
+
+def saved(groups: tuple[Group, ...], block: int) -> int:
+    """Block reads that they save."""
+    return sum((len(group.segments) - 1) * (group.stop - group.start) // block for group in groups)
+
+
+@settings(max_examples=80, deadline=None)
+@given(forests(lengths=st.integers(1, 13)), st.integers(1, 4), st.integers(0, 12))
+def test_groups_that_do_not_pay_are_left_out(tree: Tree, block: int, pays: int) -> None:
+    made_batch = tree.batch()
+    every = find(made_batch, block=block, most=2)
+    wanted = every if saved(every, block) >= pays else ()
+    assert shapes(find(made_batch, block=block, most=2, pays=pays)) == shapes(wanted)
+
+
+def test_what_pays_is_counted_over_the_batch() -> None:
+    apart = made((1, 2), (1, 2), (3, 4), (3, 4))
+    assert [len(find(apart, block=BLOCK, most=1, pays=pays)) for pays in (0, 4, 5)] == [2, 2, 0]

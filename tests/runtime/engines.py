@@ -12,6 +12,7 @@ import pytest
 
 import ramet as rt
 from ramet.frontend.backends.engine import Engine
+from ramet.frontend.backends.through import Through
 from ramet.frontend.ir import Header
 from ramet.runtime import process
 from ramet.runtime.engine import EngineCore
@@ -86,24 +87,15 @@ class Ending:
         return bool(select.select([self._fd], [], [], seconds)[0])
 
 
-class Tenant:
+class Tenant(Through):
     """The same engine under other headers: a priority, a namespace."""
 
     def __init__(self, engine: Engine, *, priority: int = 0, namespace: str = "") -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._fields = {"priority": priority, "namespace": namespace}
 
     def open(self, header: Header, deliver: Any) -> Any:
-        return self._engine.open(Header(name=header.name, seed=header.seed, **self._fields), deliver)  # type: ignore[arg-type]
-
-    def info(self) -> dict[str, object]:
-        return self._engine.info()
-
-    def flush_cache(self) -> bool:
-        return self._engine.flush_cache()
-
-    def close(self) -> None:
-        self._engine.close()
+        return self.backend.open(Header(name=header.name, seed=header.seed, **self._fields), deliver)  # type: ignore[arg-type]
 
 
 def words(count: int) -> str:

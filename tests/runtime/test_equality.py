@@ -15,6 +15,7 @@ from ramet.runtime.config import POLICIES
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.hub import PRESETS
 from ramet.runtime.models.load import random_weights
+from ramet.runtime.native import PAYS
 from ramet.runtime.packed import Packed
 from ramet.runtime.runner import TorchRunner
 
@@ -33,6 +34,7 @@ SAMPLINGS = [
     Sampling(temperature=0.7, max_tokens=14, frequency_penalty=0.5, presence_penalty=0.2, logprobs=0),
 ]
 THREADS = cycle((1, 2, 3))
+RULES = cycle((PAYS, 0))  # what a shared prefix must save to be read once: both sides of the break-even
 REQUESTS = [(prompt, SAMPLINGS[i % len(SAMPLINGS)], 1000 + i) for i, prompt in enumerate(PROMPTS)]
 
 
@@ -50,10 +52,12 @@ def decoder(request: pytest.FixtureRequest) -> Decoder | Packed:
 
 
 def drive(decoder: Decoder | Packed, *, capacity: int = 2048, **limits: object) -> Drive:
-    """An engine of its own; the native kernels have another number of threads in every other one."""
+    """An engine of its own; the native kernels have another number of threads, and another rule of when to read shared
+    prefixes once, in every other one."""
     if isinstance(decoder, Packed):
-        threads = next(THREADS)
-        return Drive(native(decoder, capacity=capacity, rows=32, context=512, threads=threads), **limits)
+        runner = native(decoder, capacity=capacity, rows=32, context=512, threads=next(THREADS))
+        runner.pays = next(RULES)
+        return Drive(runner, **limits)
     return Drive(TorchRunner(decoder, capacity=capacity, rows=32, context=512, threads=1), **limits)
 
 

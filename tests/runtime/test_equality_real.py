@@ -29,9 +29,9 @@ TEXTS = [
     "The",
 ]
 SAMPLINGS = [
-    Sampling(temperature=0, max_tokens=10, logprobs=2),
-    Sampling(temperature=0.9, top_p=0.9, max_tokens=10, logprobs=0),
-    Sampling(temperature=1.0, top_k=40, max_tokens=8, logprobs=0, repetition_penalty=1.1),
+    Sampling(temperature=0, max_tokens=6, logprobs=2),
+    Sampling(temperature=0.9, top_p=0.9, max_tokens=6, logprobs=0),
+    Sampling(temperature=1.0, top_k=40, max_tokens=5, logprobs=0, repetition_penalty=1.1),
 ]
 THREADS = cycle((1, 2, 3))
 Bits = list[tuple[object, ...]]

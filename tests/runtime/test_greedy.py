@@ -140,11 +140,11 @@ def exact(source: hub.ModelSource, spec: Spec) -> Iterator[LlamaForCausalLM]:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("every", [15, pytest.param(1, marks=pytest.mark.nightly)])
 def test_greedy_tokens_are_those_of_transformers(
     source: hub.ModelSource, spec: Spec, exact: LlamaForCausalLM, prompts: list[list[int]], every: int
 ) -> None:
-    """Every one of 128 tokens of 25 prompts (nightly: 200) is the argmax of transformers' logits after the same prefix:
+    """Every one of 128 tokens of 14 prompts (nightly: 200) is the argmax of transformers' logits after the same prefix:
     by induction, what its greedy `generate` gives. (One pass over prompt and output computes all these logits;
     `generate` itself: nightly.)"""
     ties, some = 0, prompts[::every]
@@ -208,7 +208,7 @@ def logits_of(runner: TorchRunner, prompts: list[list[int]]) -> np.ndarray:
 def test_logprobs_are_within_1e_4_in_float32_and_bfloat16_errs_no_more_than_1_5_times_their_own(
     source: hub.ModelSource, spec: Spec, exact: LlamaForCausalLM, prompts: list[list[int]]
 ) -> None:
-    some = prompts[::8]
+    some = prompts[::15]
     probes = torch.arange(3, 49152, 61)
 
     def theirs(model: LlamaForCausalLM) -> np.ndarray:

@@ -248,7 +248,9 @@ threading.Event().wait(60)
         _, err = parent.communicate(timeout=WAIT)
         assert ending.within(WAIT)
     assert parent.returncode == -signal.SIGINT
-    assert err.count("Traceback") == 1 and err.rstrip().endswith("KeyboardInterrupt")
+    # one report, the parent's own; a module that was just being imported may have handled an error of its search
+    assert err.count("\nKeyboardInterrupt") == 1 and err.rstrip().endswith("KeyboardInterrupt")
+    assert "Exception ignored" not in err and "ramet.runtime.process" not in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -46,11 +46,11 @@ def changed(module: ModuleType, name: str, old: str, new: str) -> Mutant:
     return Mutant(name, source.replace(old, new))
 
 
-class _Off(ast.NodeTransformer):
-    """Takes the `number`-th guard out: its condition becomes False."""
+class _Cut(ast.NodeTransformer):
+    """Takes one place out, the `number`-th of its kind, and says in `name` which one it was; "" when there is none."""
 
     def __init__(self, number: int) -> None:
-        self.number, self.seen, self.name, self.where = number, -1, "", ""
+        self.left, self.name, self.where = number, "", ""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         outer, self.where = self.where, node.name
@@ -58,26 +58,52 @@ class _Off(ast.NodeTransformer):
         self.where = outer
         return node
 
+    def _is_it(self) -> bool:
+        self.left -= 1
+        return self.left == -1
+
+
+class _Guard(_Cut):
+    """The condition of an `if ...: raise` becomes False."""
+
     def visit_If(self, node: ast.If) -> ast.AST:
         self.generic_visit(node)
-        if isinstance(node.body[-1], ast.Raise):
-            self.seen += 1
-            if self.seen == self.number:
-                self.name = f"{self.where}: {ast.unparse(node.test)}"
-                node.test = ast.Constant(False)
+        if isinstance(node.body[-1], ast.Raise) and self._is_it():
+            self.name = f"{self.where}: {ast.unparse(node.test)}"
+            node.test = ast.Constant(False)
         return node
+
+
+class _Booking(_Cut):
+    """A call of `self.meter` becomes `pass`."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        if ast.unparse(node).startswith("self.meter.") and self._is_it():
+            self.name = ast.unparse(node)
+            return ast.copy_location(ast.Pass(), node)
+        return node
+
+
+def _one_by_one(module: ModuleType, kind: type[_Cut]) -> list[Mutant]:
+    found: list[Mutant] = []
+    while True:
+        cut = kind(len(found))
+        tree = cut.visit(ast.parse(inspect.getsource(module)))
+        if not cut.name:
+            return found
+        found.append(Mutant(cut.name, ast.unparse(ast.fix_missing_locations(tree))))
 
 
 @functools.cache
 def without_guards(module: ModuleType) -> list[Mutant]:
     """One mutant for each `if ...: raise` of the module, without it."""
-    found: list[Mutant] = []
-    while True:
-        off = _Off(len(found))
-        tree = off.visit(ast.parse(inspect.getsource(module)))
-        if not off.name:
-            return found
-        found.append(Mutant(off.name, ast.unparse(ast.fix_missing_locations(tree))))
+    return _one_by_one(module, _Guard)
+
+
+@functools.cache
+def without_bookings(module: ModuleType) -> list[Mutant]:
+    """One mutant for each statement `self.meter.spend(...)` or `afford(...)` of the module, without it."""
+    return _one_by_one(module, _Booking)
 
 
 class _Asserts(ast.NodeTransformer):
@@ -92,30 +118,3 @@ def with_asserts(module: ModuleType) -> Mutant:
     """Every `if ...: raise` written as an assert, which `python -O` leaves out."""
     tree = _Asserts().visit(ast.parse(inspect.getsource(module)))
     return Mutant("asserts for guards", ast.unparse(ast.fix_missing_locations(tree)))
-
-
-class _Unbooked(ast.NodeTransformer):
-    """Takes the `number`-th call of `self.meter` out."""
-
-    def __init__(self, number: int) -> None:
-        self.number, self.seen, self.name = number, -1, ""
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        if ast.unparse(node).startswith("self.meter."):
-            self.seen += 1
-            if self.seen == self.number:
-                self.name = ast.unparse(node)
-                return ast.copy_location(ast.Pass(), node)
-        return node
-
-
-@functools.cache
-def without_bookings(module: ModuleType) -> list[Mutant]:
-    """One mutant for each statement `self.meter.spend(...)` or `afford(...)` of the module, without it."""
-    found: list[Mutant] = []
-    while True:
-        off = _Unbooked(len(found))
-        tree = off.visit(ast.parse(inspect.getsource(module)))
-        if not off.name:
-            return found
-        found.append(Mutant(off.name, ast.unparse(ast.fix_missing_locations(tree))))

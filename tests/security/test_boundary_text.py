@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ from ramet.runtime.text import Tokenizer
 from ramet.runtime.translate import Translator
 
 from ..server.serving import WAIT, engine_client, in_process_client
-from .mutants import mutant
+from .mutation import changed
 
 pytestmark = pytest.mark.model
 MARK = "the victim's text"
@@ -192,13 +193,10 @@ def test_a_loop_that_panics_has_a_last_word():
 
 
 @quiet
-def test_without_that_its_clients_would_wait_for_ever(tmp_path: Any):
-    old = (
-        "except BaseException as error:  # noqa: BLE001 (the main",
-        "except Exception as error:  # noqa: BLE001 (the main",
-    )
+def test_without_that_its_clients_would_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    old, new = (f"except {kind} as error:  # noqa: BLE001 (the main" for kind in ("BaseException", "Exception"))
     with pytest.raises(AssertionError):
-        last_words(mutant(ports, tmp_path, old))
+        last_words(changed(ports, "panics pass", old, new).load(tmp_path, monkeypatch))
 
 
 # -- the server

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ramet.runtime.server import guard, wire
+from ramet.runtime.server import guard, strict_json, wire
 
 from ..server.raw import answer_to, connected, request, until_closed
 from ..server.serving import WAIT, Served, serving
@@ -77,7 +77,7 @@ def test_forms(served: Served):
 )
 def test_nesting(served: Served, path: str):
     """Twice as deep as is read: refused for that; the control is not refused for its depth."""
-    for depth, refused in ((2 * wire.MAX_DEPTH, True), (wire.MAX_DEPTH // 2, False)):
+    for depth, refused in ((2 * strict_json.MAX_DEPTH, True), (strict_json.MAX_DEPTH // 2, False)):
         status, body, _ = answer_to(
             served.url, request("POST", path, body=b'{"x":' + b"[" * depth + b"]" * depth + b"}")
         )
@@ -114,7 +114,7 @@ def chunked(body: bytes) -> bytes:
 
 
 SLOW = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 10\r\n\r\n{"
-DEEP = b'{"x":' + b"[" * 2 * wire.MAX_DEPTH + b"]" * 2 * wire.MAX_DEPTH + b"}"
+DEEP = b'{"x":' + b"[" * 2 * strict_json.MAX_DEPTH + b"]" * 2 * strict_json.MAX_DEPTH + b"}"
 BODY = json.dumps(SMALL).encode()
 FORM = "Content-Type: multipart/form-data; boundary=x"
 
@@ -152,15 +152,15 @@ FAULTS: dict[str, tuple[bytes, str, str, tuple[Any, str, Any]]] = {
     "forms are read": (request("POST", "/generate", FORM, body=BODY), "415", "forms", (wire, "_FORMS", ("never/",))),
     "nesting is not measured": (
         *(request("POST", "/generate", body=DEEP), "400", "nested"),
-        (wire, "MAX_DEPTH", 10**6),
+        (strict_json, "MAX_DEPTH", 10**6),
     ),
     "parts are not counted": (
         *(request("POST", "/generate", body=b'{"x":[' + b"[]," * 10_000 + b"[]]}"), "400", "more than 1000 arrays"),
-        (wire, "MAX_PARTS", 10**6),
+        (strict_json, "MAX_PARTS", 10**6),
     ),
     "keys may come twice": (
         *(request("POST", "/generate", body=b'{"text":"a",' + BODY[1:]), "400", "key twice"),
-        (wire, "_keys", lambda value: _Any()),
+        (strict_json, "_keys", lambda value, parts: _Any()),
     ),
     "bodies may take for ever": (SLOW, "408", "did not arrive", (guard._Body, "__call__", _unbounded)),
 }
@@ -176,7 +176,7 @@ def hasty() -> Iterator[Served]:
 def test_control_a_bound_that_is_taken_out_is_missed(hasty: Served, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sent, status, word, (place, attribute, instead) = FAULTS[name]
     if attribute == "MAX_PARTS":
-        monkeypatch.setattr(wire, "MAX_PARTS", 1000)
+        monkeypatch.setattr(strict_json, "MAX_PARTS", 1000)
     answer = said(hasty, sent)
     assert answer.startswith(status) and word in answer, answer
     monkeypatch.setattr(place, attribute, instead)

@@ -180,11 +180,11 @@ ACTIONS = {
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_seeded_fault_is_seen(watched: Watched, http: httpx.Client, action: str, place: str):
     watched.forget()
-    at = "at-server" if place == "server" else "at-engine"
-    text = f"{at} {SEEDED}{action}." if place == "server" else "x"
-    body = shortened("/generate", {"text": text})
-    headers = {"x-request-id": f"{SEEDED}{action}.1"} if place == "engine" else {}
-    assert http.post("/generate", json=body, headers=headers).status_code == 200
+    if place == "server":
+        path, body = "/generate", shortened("/generate", {"text": f"at-server {SEEDED}{action}."})
+    else:  # a program's name is a text that the engine is told
+        path, body = "/v1/programs", {"version": 1, "header": {"name": f"{SEEDED}{action}.1"}, "ops": ops("x")}
+    assert http.post(path, json=body).status_code == 200
     found = suspicious(watched)
     assert (place, ACTIONS[action]) in [(role, event) for role, event, _ in found]
     if action == "connects":  # native code would be seen too, by whom it reached

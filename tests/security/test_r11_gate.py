@@ -17,7 +17,7 @@ from ramet.runtime.server import guard
 from ramet.runtime.server.settings import LOOPBACK, Settings
 
 from ..server.serving import engine_client, make_app
-from .mutants import mutant
+from .mutation import changed
 from .odd_paths import METHODS, OPEN, asked, near, routes_of, spellings
 
 KEYED = Settings(api_key=("user", "other"), admin_key="boss")
@@ -235,9 +235,9 @@ MUTATIONS: dict[str, tuple[str, tuple[str, str]]] = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_gate_with_a_fault_is_seen(tmp_path: Path, mutation: str):
+def test_a_gate_with_a_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutation: str):
     check, change = MUTATIONS[mutation]
-    faulty = mutant(guard, tmp_path, change)
+    faulty = changed(guard, mutation, *change).load(tmp_path, monkeypatch)
     with pytest.raises((AssertionError, TypeError)):
         CHECKS[check](faulty)
 

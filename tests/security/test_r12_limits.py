@@ -15,7 +15,7 @@ import pytest
 from ramet.frontend import ir
 from ramet.frontend.errors import ContextOverflow
 from ramet.runtime.lower import Lowering
-from ramet.runtime.server import compose, program_body, wire
+from ramet.runtime.server import compose, program_body, strict_json, wire
 from ramet.runtime.server.service import Service
 from ramet.runtime.text import Tokenizer
 from ramet.runtime.translate import Translator
@@ -175,14 +175,14 @@ def strict(parse: Callable[[bytes], Any]) -> None:
 
 
 def test_only_json_is_read():
-    strict(wire.parse)
+    strict(strict_json.parse)
 
 
 PARSERS: dict[str, Callable[[bytes], Any]] = {
     "Python's reader": lambda raw: json.loads(raw.decode("utf-8", "surrogatepass")),
-    "replaced bytes": lambda raw: wire.parse(raw.decode("utf-8", "replace").encode()),
-    "dropped escapes": lambda raw: wire.parse(raw.replace(b"\\ud", b"")),
-    "numbers made finite": lambda raw: wire.parse(
+    "replaced bytes": lambda raw: strict_json.parse(raw.decode("utf-8", "replace").encode()),
+    "dropped escapes": lambda raw: strict_json.parse(raw.replace(b"\\ud", b"")),
+    "numbers made finite": lambda raw: strict_json.parse(
         raw.replace(b"NaN", b"0").replace(b"Infinity", b"0").replace(b"e999", b"")
     ),
 }

@@ -105,8 +105,10 @@ def around(module, name, text_of):
     setattr(owner, last, wrapped)
 
 PLACES = {
-    "ramet.runtime.server.wire": ("parse", lambda args: args[0].decode("utf-8", "replace").replace("at-engine", "")
-                                  if b"at-server" in args[0] else ""),
+    "ramet.runtime.server.strict_json": (
+        "parse",
+        lambda args: args[0].decode("utf-8", "replace").replace("at-engine", "") if b"at-server" in args[0] else "",
+    ),
     "ramet.runtime.programs": ("Programs.receive", lambda args: getattr(args[1], "name", "")),
 }
 

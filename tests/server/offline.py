@@ -49,3 +49,22 @@ def choices(n: int, **sampling: Any) -> list[ir.AnyOp]:
     branches = tuple(f"0.1.b{i}" for i in range(n))
     gens = [gen(f"{branch}.0", branch, **sampling) for branch in branches]
     return [ir.Fork(id="0.1", seq="0", into=branches), *gens]
+
+
+def said(served: Served, *messages: tuple[str, str], left_open: bool = False, **sampling: Any) -> ir.Finished:
+    """What the engine answers to a conversation without a server; `left_open` continues the last message."""
+    ops: list[ir.AnyOp] = []
+
+    def add(kind: Any, **fields: Any) -> None:
+        ops.append(kind(id=f"0.{len(ops)}", seq="0", **fields))
+
+    for n, (role, content) in enumerate(messages, 1):
+        add(ir.Role, role=role, edge="begin")
+        add(ir.Text, parts=(content,))
+        if n < len(messages) or not left_open:
+            add(ir.Role, role=role, edge="end")
+    if not left_open:
+        add(ir.Role, role="assistant", edge="begin")
+    add(ir.Gen, var="x", sampling=ir.Sampling(**{"temperature": 0, "max_tokens": 8, **sampling}))
+    (event,) = finished(served, *ops)
+    return event

@@ -54,7 +54,7 @@ def engine_client(*, in_process: bool = True, **options: Any) -> EngineClient:
 def make_app(client: EngineClient, settings: Settings, names: tuple[str, ...] = ("tiny",)) -> tuple[ASGIApp, Service]:
     """The whole application in front of it, and its service."""
     limits = GateLimits(max_running_requests=settings.max_running_requests, max_queue=settings.max_queue)
-    metrics = Metrics(names[0], compat=settings.metrics_compat == "sglang")
+    metrics = Metrics(names[0], compat=settings.metrics_compat)
     service = Service(client, names=names, limits=limits, on_event=metrics.note, seed=settings.seed)
     return create_app(service, settings, metrics, ROUTERS), service
 

@@ -11,12 +11,11 @@ import anthropic
 import httpx
 import pytest
 
-from ramet.frontend import ir
 from ramet.runtime.server.call import Message
 from ramet.runtime.server.dialect import turns
 from ramet.runtime.template import CHATML, ChatTemplate
 
-from .offline import finished
+from .offline import said
 from .serving import WAIT, Served, in_process_client, serving
 
 pytestmark = pytest.mark.model
@@ -51,25 +50,6 @@ def client(served: Served) -> Iterator[anthropic.Anthropic]:
 def http(served: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, headers={"x-api-key": KEY}, timeout=WAIT) as made:
         yield made
-
-
-def said(served: Served, *messages: tuple[str, str], left_open: bool = False, **sampling: Any) -> ir.Finished:
-    """What the engine answers to a conversation without a server; `left_open` continues the last message."""
-    ops: list[ir.AnyOp] = []
-
-    def add(kind: Any, **fields: Any) -> None:
-        ops.append(kind(id=f"0.{len(ops)}", seq="0", **fields))
-
-    for n, (role, content) in enumerate(messages, 1):
-        add(ir.Role, role=role, edge="begin")
-        add(ir.Text, parts=(content,))
-        if n < len(messages) or not left_open:
-            add(ir.Role, role=role, edge="end")
-    if not left_open:
-        add(ir.Role, role="assistant", edge="begin")
-    add(ir.Gen, var="x", sampling=ir.Sampling(**{"temperature": 0, "max_tokens": 8, **sampling}))
-    (event,) = finished(served, *ops)
-    return event
 
 
 def events(http: httpx.Client, **body: Any) -> list[tuple[str, dict[str, Any]]]:

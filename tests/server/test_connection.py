@@ -119,6 +119,27 @@ def test_pipelined_requests_are_answered_in_order(served: Served):
     assert [part[:3] for part in data.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"404"]
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+def test_a_client_of_http_1_0_gets_no_chunks(served: Served, method: str):
+    """It ends an answer of unknown length by the end of the connection, and has no name for chunks."""
+    stream = json.dumps({**GENERATE, "stream": True}).encode() if method == "POST" else b""
+    sent = request(method, "/generate" if method == "POST" else "/version", body=stream)
+    answers = []
+    for version in (b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"):
+        with connected(served.url) as connection:
+            connection.sendall(sent.replace(b" HTTP/1.1\r\n", version, 1))
+            head, _, body = until_closed(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        answers.append((b"transfer-encoding" in head.lower(), b"connection: close" in head.lower(), body))
+    (chunked, _, _), (plain, closes, body) = answers
+    assert (chunked, plain, closes) == (method == "POST", False, True)
+    if method == "POST":
+        events = body.split(b"\n\n")
+        assert all(event.startswith(b"data: ") for event in events[:-1]) and events[-2:] == [b"data: [DONE]", b""]
+    else:
+        assert bool(body) == (method == "GET")
+
+
 def test_the_connection_above_the_limit():
     with serving(max_connections=2) as served:
         address = served.url.removeprefix("http://").split(":")

@@ -11,9 +11,7 @@ import httpx
 import ollama
 import pytest
 
-from ramet.frontend import ir
-
-from .offline import finished, gen, text
+from .offline import finished, gen, said, text
 from .serving import WAIT, Served, in_process_client, serving
 
 pytestmark = pytest.mark.model
@@ -36,25 +34,6 @@ def client(served: Served) -> ollama.Client:
 def http(served: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, timeout=WAIT) as made:
         yield made
-
-
-def said(served: Served, *messages: tuple[str, str], left_open: bool = False, **sampling: Any) -> ir.Finished:
-    """What the engine answers to a conversation without a server; `left_open` continues the last message."""
-    ops: list[ir.AnyOp] = []
-
-    def add(kind: Any, **fields: Any) -> None:
-        ops.append(kind(id=f"0.{len(ops)}", seq="0", **fields))
-
-    for n, (role, content) in enumerate(messages, 1):
-        add(ir.Role, role=role, edge="begin")
-        add(ir.Text, parts=(content,))
-        if n < len(messages) or not left_open:
-            add(ir.Role, role=role, edge="end")
-    if not left_open:
-        add(ir.Role, role="assistant", edge="begin")
-    add(ir.Gen, var="x", sampling=ir.Sampling(**{"temperature": 0, "max_tokens": 8, **sampling}))
-    (event,) = finished(served, *ops)
-    return event
 
 
 def lines(http: httpx.Client, path: str, **body: Any) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from ramet.frontend import plan_file
 from ramet.frontend.course import Course
 from ramet.frontend.errors import ConstraintError, PlanError
 from ramet.runtime.server import program_body as body
-from ramet.runtime.server import wire
+from ramet.runtime.server import strict_json
 from ramet.runtime.server.failures import Failure
 from ramet.runtime.server.plans import _texts, _weighed
 from ramet.runtime.server.settings import Settings
@@ -130,7 +130,7 @@ def read_right_plan(data: Any) -> None:
 
 def read_program(data: Any) -> None:
     """A body with operations, from its bytes on."""
-    parsed = wire.parse(msgspec.json.encode(data))
+    parsed = strict_json.parse(msgspec.json.encode(data))
     if not isinstance(parsed, dict):
         return
     fields = {name: parsed.get(name) for name in ("version", "header", "limits", "timeout")}

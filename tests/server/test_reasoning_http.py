@@ -18,7 +18,7 @@ from .serving import WAIT, Served, serving
 pytestmark = pytest.mark.model
 OPENING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
-LONG = 160  # tokens in which the end of a thought is certain to come, with the bias below
+LONG = 48  # tokens in which a thought ends, with the seed and the bias below
 DIGITS = "[0-9]{3}-[0-9]{2}"
 
 
@@ -38,7 +38,7 @@ def http(served: Served) -> Iterator[httpx.Client]:
 def hasty(served: Served) -> dict[str, Any]:
     """A random model that writes little but pieces of `</think>`."""
     ids = served.service.tokenizer.encode(CLOSE)
-    return {"temperature": 1.0, "seed": 3, "logit_bias": dict.fromkeys(map(str, ids), 60)}
+    return {"temperature": 1.0, "seed": 43, "logit_bias": dict.fromkeys(map(str, ids), 60)}
 
 
 def post(http: httpx.Client, path: str, **body: Any) -> dict[str, Any]:
@@ -133,6 +133,13 @@ def test_thoughts_can_be_left_out_of_the_conversation(
     assert answer["usage"]["prompt_tokens"] > chat(http, **hasty)["usage"]["prompt_tokens"]
 
 
+@pytest.mark.parametrize("fields", [{}, {"chat_template_kwargs": {"enable_thinking": False}}])
+def test_an_empty_thought_is_counted(http: httpx.Client, fields: dict[str, Any]) -> None:
+    asked = {"messages": CHAT["messages"], **fields}
+    run = chat(http, **asked, max_tokens=1)
+    assert post(http, "/tokenize", **asked)["count"] == run["usage"]["prompt_tokens"]
+
+
 def test_a_thought_that_is_cut(http: httpx.Client) -> None:
     answer = chat(http, seed=1, max_tokens=5)
     (choice,) = answer["choices"]
@@ -167,7 +174,7 @@ def test_a_message_that_goes_on_behind_its_thought(http: httpx.Client, hasty: di
 
 
 def test_responses(http: httpx.Client, hasty: dict[str, Any]) -> None:
-    body = {"input": "Why?", "max_output_tokens": LONG, **hasty}
+    body = {"input": CHAT["messages"][0]["content"], "max_output_tokens": LONG, **hasty}
     answer = post(http, "/v1/responses", **body)
     assert [item["type"] for item in answer["output"]] == ["reasoning", "message"]
     thought = answer["output"][0]["content"][0]

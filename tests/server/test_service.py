@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from ramet.frontend import ir
+from ramet.runtime import messages as m
 from ramet.runtime.server.bridge import Bridge, Mailbox
 from ramet.runtime.server.call import Caller, Chat, Message
 from ramet.runtime.server.failures import Failure, late
-from ramet.runtime.server.running import ALL
+from ramet.runtime.server.running import ALL, Run
 from ramet.runtime.server.service import YIELDING
 
 from ..runtime.engines import WAIT, words
@@ -65,7 +66,33 @@ async def quiet(stage: Stage) -> None:
         continue
 
 
+def opened(stage: Stage, monkeypatch: pytest.MonkeyPatch, *labels: str) -> list[str]:
+    """The names under which the engine gets to know requests of these labels."""
+    client = stage.engine._client
+    names: list[str] = []
+    send = client.send
+
+    def noted(order: m.Order) -> None:
+        if isinstance(order, m.OrderOpen):
+            names.append(order.name)
+        send(order)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "send", noted)
+        for label in labels:
+            stage.run(lambda label=label: stage.service.complete(call(tokens=1), caller(label)))
+    return names
+
+
 # -- calls
+
+
+def test_requests_are_no_call_sites_of_their_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine learns of lengths, it learns by name: an id that never comes again would only fill its memory."""
+    assert opened(stage, monkeypatch, "r1", "r2") == ["", ""]
+    open_run = Run.open
+    monkeypatch.setattr(Run, "open", lambda run, header, wanted, alike=None: open_run(run, header, wanted))
+    assert opened(stage, monkeypatch, "r1", "r2") == ["r1", "r2"], "the control"
 
 
 def test_a_call_is_the_program_text_gen(stage: Stage) -> None:

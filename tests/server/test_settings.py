@@ -10,7 +10,7 @@ import pytest
 from ramet.frontend.errors import EngineError
 from ramet.runtime.config import Config
 from ramet.runtime.server import settings as module
-from ramet.runtime.server.command import ALIASES, parser, settings_of
+from ramet.runtime.server.command import ALIASES, GROUPS, parser, settings_of
 from ramet.runtime.server.settings import SERVER_FIELDS, Settings, field_help, is_tuple, known_fields, load, value_of
 
 SAMPLES: dict[str, Any] = {  # for every field: a value that is not its default
@@ -91,6 +91,10 @@ def test_there_is_a_sample_and_a_text_for_every_field():
     assert all(field_help(name) for name in known_fields())
     defaults = load({}, {})
     assert all(value_of(defaults, name) != value for name, value in SAMPLES.items())
+
+
+def test_help_has_a_place_for_every_field():
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(known_fields())
 
 
 def test_there_are_few_flags():

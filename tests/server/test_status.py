@@ -163,13 +163,13 @@ def test_metrics_count(http: httpx.Client):
     answer = http.post("/generate", json=BODY).json()
     grown = [value(name) - old for name, old in zip(names, before, strict=True)]
     assert grown == [4, 4, answer["meta_info"]["prompt_tokens"]]
-    assert value("ramet_kv_total") == 4096
+    assert value("ramet_kv_slots") == 4096
     assert "one two" not in http.get("/metrics").text
 
 
 def test_histograms_are_prometheus_own():
     """Buckets that include those below them, a count and a sum: what the library's own histogram says."""
-    metrics, registry = Metrics("m", compat=True), CollectorRegistry()
+    metrics, registry = Metrics("m", compat="sglang"), CollectorRegistry()
     own = Histogram("own", "text", ["model_name"], registry=registry, buckets=_LATENCY).labels("m")
     for value in (0.0005, 0.001, 0.0011, 0.3, 120.0, 1e6):
         metrics.note("inter_token_seconds", value)
@@ -202,7 +202,7 @@ def test_loads_as_routers_ask_for_them(http: httpx.Client):
 
 
 def test_metrics_without_the_names_of_others():
-    text = Metrics("m", compat=False).text(None, queued=0, restarts=0, now=0.0).decode()
+    text = Metrics("m", compat="none").text(None, queued=0, restarts=0, now=0.0).decode()
     assert "ramet_" in text and "sglang" not in text
 
 

@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -167,6 +168,22 @@ def test_while_it_drains() -> None:
             check(post(served, path, BODIES[path]), 503, "unavailable", again=True)
         check(httpx.get(f"{served.url}/ready"), 503, None, again=True)
         assert httpx.get(f"{served.url}/health").status_code == 200
+
+
+def test_while_the_engine_is_restarted(served: Served) -> None:
+    """The gate between a loss and the next engine, without patience (real losses: test_kill, test_watch)."""
+    service, gate = served.service, served.service._gate
+    before = gate._limits
+    gate._limits = replace(before, patience=0.0, max_queue=1)
+    served.loop.call_soon_threadsafe(gate.pause, service._restarting)
+    try:
+        for path in BODIES:
+            check(post(served, path, BODIES[path]), 503, "unavailable", again=True)
+    finally:
+        gate._limits = before
+        served.loop.call_soon_threadsafe(gate.resume)
+    short = {"text": "Once", "sampling_params": {"max_new_tokens": 1}}
+    assert post(served, "/generate", short).status_code == 200, "the next engine is not used"
 
 
 # -- seeded faults, which these checks must find

@@ -12,6 +12,8 @@ from .serving import WAIT, Served, serving
 
 pytestmark = pytest.mark.model
 TEXT = "Grüße, world: 12"
+HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +72,43 @@ def test_a_chat_is_counted_as_it_runs(served: Served, http: httpx.Client) -> Non
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tools": [TOOL]},
+        {"tools": [TOOL], "tool_choice": "none"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"add_generation_prompt": False},
+    ],
+    ids=lambda fields: ", ".join(fields) or "plain",
+)
+def test_a_chat_has_the_tokens_of_its_completion(http: httpx.Client, fields: dict[str, Any]) -> None:
+    asked = {**HELLO, **fields}
+    run = ask(http, "/v1/chat/completions", **asked, max_tokens=1, return_token_ids=True)
+    counted = ask(http, "/tokenize", **asked)
+    assert counted["tokens"] == run["prompt_token_ids"]
+    assert counted["count"] == run["usage"]["prompt_tokens"]
+
+
+def test_a_history_with_calls_is_counted(http: httpx.Client) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    made = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c1", "content": "rain"}]
+    asked = {"messages": [*HELLO["messages"], *made], "tools": [TOOL]}
+    run = ask(http, "/v1/chat/completions", **asked, max_tokens=1)
+    assert ask(http, "/tokenize", **asked)["count"] == run["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
     ("path", "body", "param"),
     [
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": "a", "messages": []}, "prompt"),
         ("/tokenize", {"messages": []}, "messages"),
-        ("/tokenize", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
-        ("/tokenize", {"messages": [{"role": "user", "content": "a"}], "chat_template": "x"}, "chat_template"),
+        ("/tokenize", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        ("/tokenize", {**HELLO, "chat_template": "x"}, "chat_template"),
+        ("/tokenize", {**HELLO, "chat_template_kwargs": {"x": 1}}, "chat_template_kwargs"),
+        ("/tokenize", {**HELLO, "tools": [{"type": "function"}]}, "tools[0].function"),
+        ("/tokenize", {"prompt": "a", "tools": [TOOL]}, "tools"),
         ("/tokenize", {"prompt": []}, "prompt"),
         ("/tokenize", {"prompt": "a " * 100_000}, "prompt"),
         ("/detokenize", {"tokens": [10**6]}, "tokens"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 from starlette.types import Message
 
-from ramet.runtime.server import wire
+from ramet.runtime.server import strict_json, wire
 from ramet.runtime.server.call import Caller
 from ramet.runtime.server.failures import Failure
 from ramet.runtime.server.settings import Settings
@@ -44,18 +45,18 @@ class Asked(wire.Body):
 
 @given(JSON)
 def test_what_json_writes_is_read(value: Any):
-    assert wire.parse(json.dumps(value).encode()) == value
+    assert strict_json.parse(json.dumps(value).encode()) == value
 
 
 @given(JSON, st.booleans())
 def test_depth_is_counted_outside_strings(value: Any, ascii_only: bool):
     deep: Any = value
-    for _ in range(wire.MAX_DEPTH + 1):
+    for _ in range(strict_json.MAX_DEPTH + 1):
         deep = [deep]
     with pytest.raises(Failure, match="nested"):
-        wire.parse(json.dumps(deep, ensure_ascii=ascii_only).encode())
+        strict_json.parse(json.dumps(deep, ensure_ascii=ascii_only).encode())
     text = json.dumps(json.dumps(deep, ensure_ascii=ascii_only), ensure_ascii=ascii_only)
-    assert wire.parse(text.encode()) == json.loads(text)
+    assert strict_json.parse(text.encode()) == json.loads(text)
 
 
 @pytest.mark.parametrize(
@@ -71,26 +72,56 @@ def test_depth_is_counted_outside_strings(value: Any, ascii_only: bool):
         b'{"a": 1' + b"0" * 5000 + b"}",
         b"[" * 100_000 + b"]" * 100_000,
         b"[" * 100_000,
-        b"[" + b"[]," * wire.MAX_PARTS + b"[]]",
-        b"{" + b",".join(b'"%d":1' % i for i in range(wire.MAX_PARTS + 1)) + b"}",
-        b"[" + b",".join([b"1e308"] * (wire.MAX_EXPONENTS + 1)) + b"]",
+        b"[" + b"[]," * strict_json.MAX_PARTS + b"[]]",
+        b"{" + b",".join(b'"%d":1' % i for i in range(strict_json.MAX_PARTS + 1)) + b"}",
+        b"[" + b",".join([b"1e308"] * (strict_json.MAX_EXPONENTS + 1)) + b"]",
         b'"' + b'\\"' * 2_000_000,
         b"{} {}",
-        b"\xef\xbb\xbf{}",
+        b"\xef\xbb\xbf\xef\xbb\xbf{}",
+        b'{"a": [[1], {"b": [{}, {"c": 1, "c": 2}]}], "d": [1, 2]}',
+        b'{"a": {"b": 1, "b": 2}, "d": [[0]]}',
         b"{'a': 1}",
         b"",
     ],
 )
 def test_other_texts_are_refused(raw: bytes):
     with pytest.raises(Failure) as refused:
-        wire.parse(raw)
+        strict_json.parse(raw)
     assert (refused.value.status, refused.value.code) == (400, "invalid_json")
     assert len(refused.value.message) < 300
 
 
+def test_a_byte_order_mark_in_front_is_no_part_of_a_text():
+    assert strict_json.parse(b'\xef\xbb\xbf{"a": "\xef\xbb\xbf"}') == {"a": "\ufeff"}
+
+
+def test_a_large_body_is_parsed_beside_the_loop(monkeypatch: pytest.MonkeyPatch):
+    where: list[bool] = []
+    parse = strict_json.parse
+
+    def seen(raw: bytes) -> Any:
+        where.append(threading.current_thread() is threading.main_thread())
+        return parse(raw)
+
+    monkeypatch.setattr(strict_json, "parse", seen)
+    for size in (strict_json.LARGE - 2, strict_json.LARGE):
+        assert asyncio.run(strict_json.parsed(b'"' + b"a" * (size - 2) + b'"')) == "a" * (size - 2)
+    assert where == [True, False]
+    with pytest.raises(Failure):
+        asyncio.run(strict_json.parsed(b"[" * strict_json.LARGE))
+
+
+def test_long_arrays_of_numbers_are_not_walked_for_keys():
+    class Numbers(list[int]):
+        def __iter__(self) -> Any:
+            raise AssertionError("an array in which nothing is nested needs no look")
+
+    assert strict_json._keys({"a": {"b": 1}, "ids": [Numbers(), Numbers()]}, 3) == 3
+
+
 def test_words_are_not_exponents():
-    value = [True, False] * 2 * wire.MAX_EXPONENTS
-    assert wire.parse(json.dumps(value).encode()) == value
+    value = [True, False] * 2 * strict_json.MAX_EXPONENTS
+    assert strict_json.parse(json.dumps(value).encode()) == value
 
 
 def test_one_wrong_item_ends_the_validation_of_a_list():

@@ -15,7 +15,12 @@ library's documentation has it. The setting "continuous batching" gives the prom
 #
 # [tool.peer.variants]
 # bf16 = {bits = 16}
-# bf16-continuous = {bits = 16, optional = true, continuous = true}
+#
+# [tool.peer.variants.bf16-continuous]
+# bits = 16
+# optional = true
+# continuous = true
+# environment = {OMP_PROC_BIND = "false"}  # its loop is a thread of its own: bound, a forward takes minutes
 # ///
 
 from __future__ import annotations
@@ -85,6 +90,10 @@ class Continuous(Generate):
         )
         order = sorted(found, key=lambda name: int(name.rpartition("_")[2]))
         return made([found[name].generated_tokens for name in order])
+
+    def prefixed(self, prefix: Any, own: Sequence[Any], tokens: int) -> Made:
+        """Whole prompts: the manager of another call would know nothing of a prefix that was sent first."""
+        return self.generate([{"ids": prefix["ids"] + each["ids"]} for each in own], tokens)
 
 
 def opened(job: Job) -> Generate:

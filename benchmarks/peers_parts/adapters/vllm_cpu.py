@@ -11,6 +11,7 @@
 # name = "vllm"
 # optional = true
 # constrained = false
+# without = ["torchvision", "torchaudio", "torchcodec"]  # built for a torch with CUDA, and not needed
 #
 # [tool.peer.environment]
 # HF_HUB_OFFLINE = "1"

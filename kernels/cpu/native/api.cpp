@@ -1,4 +1,8 @@
 // The functions of ramet_cpu.h: they check, lay out memory, pick the level, and turn exceptions into codes.
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include <atomic>
 #include <new>
 #include <system_error>
@@ -68,6 +72,9 @@ const Kernels *kernels_of(int64_t level) {
         case RAMET_AVX512: return &kernels_avx512;
         case RAMET_AVX512_VNNI: return &kernels_avx512_vnni;
         case RAMET_AVX512_BF16: return &kernels_avx512_bf16;
+#elif defined(__aarch64__)
+        case RAMET_NEON: return &kernels_neon;
+        case RAMET_NEON_DOT: return &kernels_neon_dot;
 #endif
         default: return nullptr;
     }
@@ -82,6 +89,8 @@ int64_t best_level() {
     if (!wide) return RAMET_AVX2;
     if (!__builtin_cpu_supports("avx512vnni")) return RAMET_AVX512;
     return __builtin_cpu_supports("avx512bf16") ? RAMET_AVX512_BF16 : RAMET_AVX512_VNNI;
+#elif defined(__aarch64__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? RAMET_NEON_DOT : RAMET_NEON;
 #else
     return RAMET_PORTABLE;
 #endif
@@ -223,7 +232,11 @@ const char *ramet_error(int64_t code) {
 int64_t ramet_features(void) { return best_level(); }
 
 const char *ramet_level_name(int64_t level) {
+#if defined(__aarch64__)
+    static const char *const names[RAMET_LEVELS] = {"portable", "neon", "neon_dot"};
+#else
     static const char *const names[RAMET_LEVELS] = {"portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
+#endif
     return level >= 0 && level < RAMET_LEVELS ? names[level] : "unknown";
 }
 

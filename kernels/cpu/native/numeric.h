@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "packed weights and GGUF blocks are little-endian: this CPU is served by torch"
+#endif
+
 namespace ramet {
 
 static inline float float_of_bits(uint32_t bits) {

@@ -17,6 +17,8 @@ constexpr auto kYield = std::chrono::microseconds(150);  // more than the imbala
 void pause() {
 #if defined(__x86_64__)
     _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("isb" ::: "memory");  // "yield" does nothing on most of these CPUs
 #else
     std::this_thread::yield();
 #endif

@@ -1,4 +1,4 @@
-/* The C ABI of ramet's CPU library: plain structs and functions, no exceptions, no global state but the chosen level.
+/* The C ABI of ramet's CPU library: plain structs and functions, no exceptions, no global state.
  *
  * In: packed weights, a KV pool and a ragged batch, all of them memory of the caller. Out: float32 logits. Functions
  * that can fail return a code (RAMET_OK is 0); ramet_error() words it. Pointers must be valid for the sizes that the
@@ -40,7 +40,15 @@ enum {
 };
 #define RAMET_MOST_THREADS 256
 
-/* Levels of instructions, in ascending order. A level includes what the ones before it need. */
+/* Levels of instructions of this architecture, in ascending order. A level includes what the ones before it need. */
+#if defined(__aarch64__)
+enum {
+    RAMET_PORTABLE = 0, /* plain C++: the definition */
+    RAMET_NEON = 1,     /* Advanced SIMD, which every AArch64 CPU has */
+    RAMET_NEON_DOT = 2  /* and DOTPROD: 8-bit products */
+};
+#define RAMET_LEVELS 3
+#else
 enum {
     RAMET_PORTABLE = 0,    /* plain C++: the definition */
     RAMET_AVX2 = 1,        /* AVX2, FMA, F16C */
@@ -49,6 +57,7 @@ enum {
     RAMET_AVX512_BF16 = 4  /* and BF16 products */
 };
 #define RAMET_LEVELS 5
+#endif
 
 /* Kinds of packed weights. A matrix of n outputs and k inputs is stored in panels of 32 outputs, k rounded up to a
  * multiple of 64 and n to one of 32:

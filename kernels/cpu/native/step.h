@@ -79,6 +79,8 @@ int64_t draw_bytes(int64_t vocab);  // that a thread needs for drawing
 extern const Kernels kernels_portable;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_vnni, kernels_avx512_bf16;
+#elif defined(__aarch64__)
+extern const Kernels kernels_neon, kernels_neon_dot;
 #endif
 
 }  // namespace ramet

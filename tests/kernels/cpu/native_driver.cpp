@@ -181,14 +181,16 @@ void random_blocks(RametPool *pool) {
 
 }  // namespace
 
-int main() {
+// The only argument, if any, is how many random models each level and each number of threads computes; 6 without one.
+int main(int count, char **arguments) {
+    const int cases = count > 1 ? std::atoi(arguments[1]) : 6;
     for (int64_t level = 0; level <= ramet_features(); level++) {
         for (const int64_t threads : {1, 3}) {
             RametPool *pool = nullptr;
             must(ramet_pool_create(threads, &pool), "pool");
             must(ramet_set_level(pool, level), "level");
             random_blocks(pool);
-            for (int i = 0; i < 6; i++) {
+            for (int i = 0; i < cases; i++) {
                 const auto c = random_case(pool);
                 for (int j = 0; j < 4; j++) random_batch(pool, *c);
                 for (int j = 0; j < 20; j++) random_draws(pool);

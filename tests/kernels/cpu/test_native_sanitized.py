@@ -1,6 +1,7 @@
 """The library under the address and undefined-behaviour sanitizers, and under the thread sanitizer.
 
-The sources are compiled anew with a program that exercises them: half a minute on two cores, hence nightly.
+The sources are compiled anew with a program that exercises them at every level of the CPU. Daily: unoptimised, one
+random model for each level and number of threads. Nightly: optimised, more models, and the thread sanitizer.
 """
 
 from __future__ import annotations
@@ -17,33 +18,76 @@ import pytest
 from ramet.kernels.cpu import sources
 
 COMPILER = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
-pytestmark = [pytest.mark.nightly, pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")]
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+DRIVER = Path(__file__).with_name("native_driver.cpp")
+MEMORY = "address,undefined"
+# What is wrong with pack.cpp, what then stands there, and what the sanitizers say of it.
+FAULTS = {
+    "panels that are not padded": ("padded = round_up(k, kGroup)", "padded = k", "heap-buffer-overflow"),
+    "scales behind their panel": ("kGroup * kPanel, column", "kGroup * kPanel, 32 * column", "heap-buffer-overflow"),
+    "a nibble shifted out": ("[j + kHalf / 2] << 4", "[j + kHalf / 2] << 40", "shift exponent 40 is too large"),
+}
 
 
-def compile_all(folder: Path, sanitizer: str) -> Path:
-    """The driver with every source, each with its own flags."""
-    extra = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-O1", "-g1"]
-    files = {sources.FOLDER / name: flags for name, flags in sources.sources(platform.machine()).items()}
-    files[Path(__file__).with_name("native_driver.cpp")] = ()
+def flags_of(sanitizer: str, level: str) -> list[str]:
+    """Of every compilation; `level` is the compiler's level of optimisation."""
+    return [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", level]
 
-    def compile_one(item: tuple[Path, tuple[str, ...]]) -> str:
-        source, flags = item
-        made = str(folder / f"{source.stem}.o")
-        include = f"-I{sources.FOLDER}"
-        command = [str(COMPILER), *sources.FLAGS, *flags, *extra, include, "-c", str(source), "-o", made]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
-        return made
 
+def compile_one(source: Path, own: tuple[str, ...], flags: list[str], to: Path) -> Path:
+    """One source with its own flags; the object."""
+    made = to / f"{source.stem}.o"
+    command = [str(COMPILER), *sources.FLAGS, *own, *flags, f"-I{sources.FOLDER}", "-c", str(source), "-o", str(made)]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    return made
+
+
+def compile_all(to: Path, flags: list[str]) -> list[Path]:
+    """The driver and every source, each with its own flags; the objects."""
+    files = {sources.FOLDER / name: own for name, own in sources.sources(platform.machine()).items()}
+    files[DRIVER] = ()
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, files.items()))
-    program = folder / "driver"
-    subprocess.run([str(COMPILER), *objects, "-pthread", *extra, "-o", str(program)], check=True, timeout=120)
-    return program
+        return list(pool.map(lambda item: compile_one(item[0], item[1], flags, to), files.items()))
 
 
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_nothing_is_found(tmp_path: Path, sanitizer: str) -> None:
-    program = compile_all(tmp_path, sanitizer)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=240, env={**os.environ, "LC_ALL": "C"})
+def ran(objects: list[Path], flags: list[str], to: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Link the objects, and run the program."""
+    program = to / "driver"
+    subprocess.run([str(COMPILER), *map(str, objects), "-pthread", *flags, "-o", str(program)], check=True, timeout=120)
+    environment = {**os.environ, "LC_ALL": "C"}
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=240, env=environment)
+
+
+def check(done: subprocess.CompletedProcess[str]) -> None:
+    """Nothing was found."""
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "ok\n"
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return compile_all(tmp_path_factory.mktemp("plain"), flags_of(MEMORY, "-O0"))
+
+
+def test_nothing_is_found_in_a_little(objects: list[Path], tmp_path: Path) -> None:
+    check(ran(objects, flags_of(MEMORY, "-O0"), tmp_path, "1"))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_seeded_fault_is_found(objects: list[Path], tmp_path: Path, name: str) -> None:
+    right, wrong, words = FAULTS[name]
+    text = (sources.FOLDER / "pack.cpp").read_text()
+    assert text.count(right) == 1, f"pack.cpp has changed: {right}"
+    (tmp_path / "pack.cpp").write_text(text.replace(right, wrong))
+    flags = flags_of(MEMORY, "-O0")
+    mutant = compile_one(tmp_path / "pack.cpp", (), flags, tmp_path)
+    done = ran([mutant, *(each for each in objects if each.name != mutant.name)], flags, tmp_path, "1")
+    with pytest.raises(AssertionError, match=words):
+        check(done)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("sanitizer", [MEMORY, "thread"])
+def test_nothing_is_found(tmp_path: Path, sanitizer: str) -> None:
+    flags = [*flags_of(sanitizer, "-O1"), "-g1"]
+    check(ran(compile_all(tmp_path, flags), flags, tmp_path))
