@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import random
 import statistics
 import sys
 from collections import Counter
@@ -26,6 +27,7 @@ from reliability_parts.place import Place, Server
 from reliability_parts.wire import Leaving, ask, soon
 
 HANG = 30.0  # seconds
+DRAWS = 200  # of the bootstrap
 NICE = 10  # of those who send bombs
 SLACK = 0.1  # seconds for a request's way there and back on a machine whose cores are all busy
 
@@ -142,9 +144,10 @@ class Bombers:
             yield
             process.stdin.close()
             told = json.loads(await soon(process.stdout.read(), "what came of the bombs", 2 * HANG))
+        except BaseException:
+            process.kill()
+            raise
         finally:
-            if process.returncode is None:
-                process.kill()
             await process.wait()
         self._next = told["next"]
         for name, seconds in told["times"].items():
@@ -193,23 +196,40 @@ async def _bombed(server: Server, turns: int, tokens: int, lanes: int, place: Pl
 
 
 def lateness(quiet: Sequence[Sequence[float]], loud: Sequence[Sequence[float]]) -> list[Finding]:
-    """How much later a stream's tokens come beside bombs: of its gaps (ms) in turns without and with them, the longest
-    of each turn and the 99th percentile, by their differences within the turns."""
+    """How much later a stream's tokens come beside bombs, by its gaps (ms) in turns without and with them.
+
+    Of 15,000 gaps beside 500 bombs, the 99th percentile tells whether most bombs delay a stream, the 99.9th whether one
+    kind of 24 does. The longest gap tells of the machine: it is shown, and nothing is promised of it. Standard errors
+    are the bootstrap's, over turns."""
     step = statistics.median(gap for gaps in quiet for gap in gaps)
     found = []
-    for name, figure in (("the bystander's longest gap", max), ("the 99th percentile of its gaps", _late)):
-        alone, beside = ([figure(gaps) for gaps in runs] for runs in (quiet, loud))
-        later = [b - a for a, b in zip(alone, beside, strict=True)]
-        error = statistics.stdev(later) / len(later) ** 0.5 if len(later) > 1 else math.nan
+    for per_mille in (990, 999):
+        name = f"the bystander's gaps, percentile {per_mille / 10:g}"
+        later, error = _growth(quiet, loud, per_mille)
         found += [
-            Finding(f"{name} grows by", statistics.mean(later), "ms", most=step, error=error),
-            Finding(f"{name} without bombs, mean over turns", statistics.mean(alone), "ms"),
+            Finding(f"{name}, grow by", later, "ms", most=step, error=error),
+            Finding(f"{name}, without bombs", _percentile(quiet, per_mille), "ms"),
         ]
+    for name, runs in (("without", quiet), ("with", loud)):
+        found.append(Finding(f"longest gap {name} bombs, median of turns", statistics.median(map(max, runs)), "ms"))
     return [*found, Finding("a step", step, "ms")]
 
 
-def _late(gaps: Sequence[float]) -> float:
-    return sorted(gaps)[int(0.99 * len(gaps))]
+def _growth(quiet: Sequence[Sequence[float]], loud: Sequence[Sequence[float]], per_mille: int) -> tuple[float, float]:
+    """By how much a percentile grows, and the standard error of that."""
+    drawn, turns = random.Random(1), range(len(quiet))
+    again = list[float]()
+    for _ in range(DRAWS):
+        chosen = drawn.choices(turns, k=len(turns))
+        a, b = (_percentile([runs[turn] for turn in chosen], per_mille) for runs in (quiet, loud))
+        again.append(b - a)
+    error = statistics.stdev(again) if len(turns) > 1 else math.nan
+    return _percentile(loud, per_mille) - _percentile(quiet, per_mille), error
+
+
+def _percentile(runs: Sequence[Sequence[float]], per_mille: int) -> float:
+    gaps = sorted(gap for gaps in runs for gap in gaps)
+    return gaps[len(gaps) * per_mille // 1000]
 
 
 async def _bystander(url: str, number: int, tokens: int) -> list[float]:

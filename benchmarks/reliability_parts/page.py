@@ -67,7 +67,7 @@ UNPROMISED = (
     "request's fields in it: one of 4 MB, the default limit, costs the loop up to a tenth of a second of its "
     "processor. `--max-body` lowers the limit.",
     "**The first constraint.** What compiles constraints is loaded after the server is ready: one that comes in those "
-    "first seconds waits for it, and its 2 s count from then.",
+    "first seconds waits for it, and its 2 s count from then; a stream that runs then pauses once, for up to 0.4 s.",
     "**More than two tenants' timing.** The probe compares two keys on an idle machine. Tenants share cores and "
     "batches, so that one can see how busy the server is, though not with what.",
     "**Secret constraints.** Compiled constraints are kept for all tenants together: by the time to a first token one "

@@ -125,14 +125,18 @@ def test_a_summary_of_the_simulation_is_believed_only_when_it_is_new(parts, tmp_
     assert parts.suites.summary(tmp_path) is None
 
 
-def test_lateness_is_told_by_the_turn_and_against_a_step(parts) -> None:
-    quiet = [[5.0] * 500, [5.0] * 499 + [9.0]]
-    one_late = [[5.0] * 499 + [25.0], [5.0] * 499 + [29.0]]
-    all_late = [[12.0] * 500, [12.0] * 500]
-    found = {each.what: each for each in parts.grammars.lateness(quiet, one_late)}
-    longest, late = found["the bystander's longest gap grows by"], found["the 99th percentile of its gaps grows by"]
-    assert (longest.value, longest.error, longest.most) == (20.0, 0.0, 5.0)
-    assert (late.value, late.most) == (0.0, 5.0)
-    assert found["a step"].value == 5.0
-    found = {each.what: each for each in parts.grammars.lateness(quiet, all_late)}
-    assert found["the 99th percentile of its gaps grows by"].value == 7.0
+def test_lateness_is_told_against_a_step(parts) -> None:
+    def told(loud: list[list[float]]) -> dict[str, tuple[float, float, float | None]]:
+        quiet = [[5.0] * 999 + [9.0], [5.0] * 999 + [9.5]]
+        return {each.what: (each.value, each.error, each.most) for each in parts.grammars.lateness(quiet, loud)}
+
+    usual, rare = (f"the bystander's gaps, percentile {percent}, grow by" for percent in ("99", "99.9"))
+    every_bomb = told([[5.0] * 960 + [12.0] * 40] * 2)  # the delays of forty bombs of a turn
+    assert every_bomb[usual] == (7.0, 0.0, 5.0)
+    one_kind = told([[5.0] * 998 + [25.0] * 2] * 2)
+    assert one_kind[usual][0] == 0.0
+    assert one_kind[rare][0] == 16.0
+    assert one_kind["a step"][0] == 5.0
+    hiccup = told([[5.0] * 1000, [5.0] * 999 + [80.0]])  # the machine's, once
+    assert hiccup[usual][0] == 0.0
+    assert hiccup["longest gap with bombs, median of turns"][0] == 42.5
