@@ -86,12 +86,21 @@ class Scope:
     """The part of a recording that is one program's: the run's own (its `prefix` is empty), or that of a program that
     it calls. It is where the program's sessions are opened."""
 
-    def __init__(self, recording: Recording, backend: Backend, seed: int, budgeted: bool, prefix: str = "") -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        backend: Backend,
+        seed: int,
+        budgeted: bool,
+        caller: Scope | None = None,
+        at: str = "",
+    ) -> None:
         self.backend = backend
         self.budgeted = budgeted
         self.seed = seed
         self._recording = recording
-        self._prefix = prefix
+        self._caller = caller
+        self._prefix = at
         self._execution: Execution | None = None
         self._lock = threading.Lock()
         self._children: dict[str, int] = {}
@@ -124,7 +133,7 @@ class Scope:
             self._children[path] = count + 1
         prefix = f"{path}.{count}:"
         seed = derived_seed(self.seed, prefix) if seed is None else seed
-        return Scope(self._recording, backend, seed, budgeted, prefix)
+        return Scope(self._recording, backend, seed, budgeted, self, prefix)
 
     # --- generations and choices ---
 
@@ -166,6 +175,9 @@ class Scope:
         self.then(lambda: self._lost(error))
 
     def _lost(self, error: JournalError) -> None:
+        """End the run: whoever called this program first, so that it does not take the error for an answer."""
+        if self._caller is not None:
+            self._caller._lost(error)
         assert self._execution is not None, "a session is opened for a program"
         self._execution.cancel(error)
 
@@ -255,12 +267,17 @@ class Scope:
 
     def raised(self, call: HostCall, error: BaseException) -> None:
         """The function has raised; `error` says so to readers. An interruption is no answer of the function's: what
-        became of it stays unknown."""
+        became of it stays unknown. So is what a program that it calls says when the journal fails, or the run ends."""
         statements = []
-        if isinstance(error.__cause__, Exception):
+        if isinstance(error.__cause__, Exception) and not self._interrupted(error):
             statements = [self._row(call, "failed", error=f"{type(error.__cause__).__name__}: {error.__cause__}")]
             self._recording.failures[self._prefix + call.op] = error
         self._settle(call, statements, None, error)
+
+    def _interrupted(self, error: BaseException) -> bool:
+        ending = self._execution is not None and self._execution.record.cause is not None
+        ends = (JournalError, Aborted) if ending else JournalError
+        return any(isinstance(each, ends) for each in _tree(error))
 
     def _failed_again(self, call: HostCall, message: str) -> None:
         """A call that had failed before fails again, without being made."""

@@ -48,6 +48,7 @@ def failing(path: Path, log: Log, k: int) -> bool:
             failed = False
         except rt.JournalError as error:
             failed = "disk is full: there is no room to write" in str(error)
+    let_go()
     finished = journaled._finished(path)
     log.path.rename(path.parent / f"before{k}")
     [row] = journal.runs(str(path))
@@ -79,6 +80,49 @@ def test_a_full_disk_loses_nothing_at_any_commit(expected, tmp_path):
     while failing(_folder(tmp_path, k), Log(tmp_path / f"log{k}"), k):
         k += 1
     assert k > 8
+
+
+@rt.function
+def caller(s: rt.State) -> str:
+    s += "Tell"
+    s += s.call(lambda: told("inside").result(WAIT))
+    return s.gen(name="last", max_tokens=2).get()
+
+
+@pytest.mark.parametrize("control", ["", "an answer", "alone"])
+def test_a_full_disk_in_a_program_that_is_called_ends_the_whole_run(control, tmp_path, monkeypatch):
+    """What cannot be recorded is no answer of the function that called the program, also when its caller would take it
+    for one. Controls: it is recorded as one, or the inner program ends alone."""
+    if control == "an answer":
+        monkeypatch.setattr(Scope, "_interrupted", lambda scope, error: False)
+    if control:
+        monkeypatch.setattr(Scope, "_lost", lambda scope, error: scope._execution.cancel(error))
+
+    def attempt(path: Path, k: int) -> str:
+        """What a run whose k-th commit fails says, or the one that resumes it."""
+        opened = JournalFile.__init__
+
+        def opened_full(file: JournalFile, where: str) -> None:
+            opened(file, where)
+            file._connection = Full(file._connection, k)
+
+        with mock.patch.object(JournalFile, "__init__", opened_full):
+            run = caller.using(backend=rt.Mock("word"), journal=path)()
+            try:
+                return run.result(WAIT)
+            except rt.JournalError:
+                let_go()
+        for op in journal.uncertain(str(path), run.id):
+            journal.settle(str(path), run.id, op, None)
+        return caller.using(backend=rt.Mock("word"), journal=path, resume=run.id)().result(WAIT)
+
+    def said(k: int) -> str:
+        try:
+            return attempt(_folder(tmp_path, k), k)
+        except rt.RametError as error:
+            return type(error).__name__
+
+    assert ({said(k) for k in range(8)} == {"word"}) == (not control)
 
 
 def _folder(tmp_path: Path, k: int) -> Path:
