@@ -13,6 +13,7 @@ from typing import Protocol
 
 from ramet.frontend.errors import DeviceLost
 from ramet.runtime import messages as m
+from ramet.runtime.audit import Audit
 from ramet.runtime.batch import Batch, Flight, Runner
 from ramet.runtime.cache import Cache
 from ramet.runtime.collect import Collector
@@ -60,6 +61,7 @@ class EngineCore:
         )
         self.collector = Collector(self.programs, self.scheduler, tokenizer=tokenizer, clock=clock)
         self.snapshots = Snapshots(self.cache.tree, self.programs, self.scheduler, clock)
+        self.audit = Audit(self.check)
         self.stopping = False
         self._grammars = grammars
         self._looks: list[m.OrderSnapshot] = []  # asked for in this step
@@ -109,6 +111,7 @@ class EngineCore:
             looks = tuple(map(self.snapshots.take, self._looks))
             self._looks.clear()
             self.port.send(m.Step(self._steps, news, tuple(self.stats(token) for token in stats), done, looks))
+        self.audit.after(self.scheduler.steps, self._idle)
 
     def _receive(self) -> list[int]:
         stats: list[int] = []
@@ -200,12 +203,14 @@ class EngineCore:
             evicted_tokens=cache.evicted,
             retractions=scheduler.retractions,
             step_seconds=self._seconds,
+            checks=self.audit.checks,
+            broken=self.audit.broken,
             model=self._model,
             context_length=self.runner.context,
         )
 
     def check(self) -> None:
-        """Assert the invariants; O(everything), for tests and now and then in production."""
+        """Assert the invariants; O(everything), for tests and, by `audit`, now and then in production."""
         sequences = [seq for program in self.programs.live.values() for seq in program.sequences.values()]
         self.cache.check(sequences)
         for seq in sequences:

@@ -277,7 +277,7 @@ AnyNews = Began | Sampled | Scored | Done | Chosen | Branched | Merged | Failure
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Gauges and counters of the engine. KV figures are in tokens: total = free + cached (in the tree, unlocked) +
-    used."""
+    used. `checks`: of the invariants, `broken`: those that found one broken."""
 
     token: int = 0
     kv_total: int = 0
@@ -293,6 +293,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     evicted_tokens: int = 0
     retractions: int = 0
     step_seconds: float = 0.0
+    checks: int = 0
+    broken: int = 0
     model: str = ""
     context_length: int = 0
 

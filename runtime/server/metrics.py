@@ -50,6 +50,8 @@ _SINCE_START = {  # figures that begin at 0 with each engine
     "computed_tokens": ("computed_tokens", "tokens that went through the model"),
     "evicted_tokens": ("evicted_tokens", "cached tokens given up for others"),
     "retractions": ("retractions", "sequences that gave up their place"),
+    "checks": ("invariant_checks", "looks at the engine's invariants"),
+    "broken": ("invariants_broken", "of these, looks that found one broken"),
 }
 
 
