@@ -29,7 +29,7 @@ def everything(s: rt.State) -> str:
     return s.reply(name="last").get()
 
 
-ANSWERS = {"first": "one two.", "go": ["l", "r"], "sure": ["no", "yes"], "more": ["m0", "m1"], "last": "the end"}
+ANSWERS = {"first": "one two.", "go": ["l", "r"], "sure": ["no", "yes"], "more": "more", "last": "the end"}
 
 
 def recorded() -> tuple[rt.Mock, Recorder]:
