@@ -104,8 +104,8 @@ class Report:
 
 
 def draw(figures: Iterable[Figure], title: str, path: Path) -> bool:
-    """A PNG with the share of the limit of every workload that has one, by runner; False, and no picture, where
-    matplotlib is not installed."""
+    """A PNG with the share of the limit of every workload that has one, by runner; False, and no picture, where none
+    has one or matplotlib is not installed."""
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:
@@ -115,6 +115,8 @@ def draw(figures: Iterable[Figure], title: str, path: Path) -> bool:
 
     shares = [(each, each.share) for each in figures if each.section != "limits"]
     limited = [each for each, share in shares if share is not None and math.isfinite(share)]
+    if not limited:
+        return False
     places = list(dict.fromkeys(f"{each.section}: {each.what}" for each in limited))
     runners = list(dict.fromkeys(each.runner for each in limited))
     picture, axes = pyplot.subplots(figsize=(10, 1.5 + 0.2 * len(places) * max(1, len(runners))))
