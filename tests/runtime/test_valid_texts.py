@@ -25,7 +25,7 @@ from ramet.runtime.grammar.base import Compiled
 
 pytestmark = pytest.mark.model
 SAMPLE = Path(__file__).parents[1] / "data" / "grammar"
-GENERATIONS = 1000  # nightly: 24,000
+GENERATIONS = 2000  # nightly: 24,000
 TOGETHER = 64  # programs at once
 LONGEST = 56  # tokens of a text
 JUMPS: tuple[ir.Jump, ...] = ("canonical", "exact", "off")
