@@ -4,7 +4,7 @@ import re
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
@@ -115,12 +115,13 @@ words = st.lists(
 @given(parts=st.lists(words.map("".join), min_size=1, max_size=8), cuts=st.lists(st.integers(0, 8)), big=st.booleans())
 def test_constants_are_merged_however_they_are_cut_into_ops_and_calls(parts, cuts, big):
     whole = "".join(parts) * (60 if big else 1)
+    expected = TOKENS.encode(whole + "!")
+    assume(len(expected) < 4000)  # the context is refused beyond, by another test
     program = Program()
     for part in parts * (60 if big else 1):
         program.text(part)
     program.text("!")
     program.gen()
-    expected = TOKENS.encode(whole + "!")
     assert lowered(program, [c * (60 if big else 1) for c in cuts])["0"] == [*expected, program.ops[-1].id]
 
 
