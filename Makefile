@@ -5,7 +5,7 @@
 #   make sim     10^6 simulated steps with injected faults, 10^5 rounds of the prefix cache; a failure is a command
 #   make clients other people's clients (openai, anthropic, ollama, langchain, sglang, ...) against the server
 #   make fuzz    damaged weights, plans and programs with fresh seeds; the native kernels on random shapes, sanitized
-#   make coverage  the branches of the scheduler, the prefix cache, the programs and the journal: all taken by tests
+#   make coverage  the branches of the scheduler, the prefix cache, the audit, the programs and the journal: all taken by tests
 #   make check   ruff, ruff format, mypy --strict
 #   make bench   the first table: step time, tokens/s, the demo's ratio
 # ARGS passes options on (make test ARGS="-k radix"); PYTHON names the interpreter that makes .venv.

@@ -16,6 +16,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 KERNELS = "kernels/cpu"
@@ -46,7 +47,13 @@ class BuildNative(build_ext):
 
     def _compiled(self, ext: Extension, name: str, flags: tuple[str, ...]) -> str:
         source, options = f"{KERNELS}/native/{name}", [*BUILD["FLAGS"], "-g0", *flags]
-        (made,) = self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=options)
+        try:
+            (made,) = self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=options)
+        except CompileError:
+            if not flags or name not in BUILD["OPTIONAL"]:
+                raise
+            self.warn(f"{name}: the compiler does not know {' '.join(flags)}; built without this level")
+            return self._compiled(ext, name, ())
         return str(made)
 
 

@@ -49,8 +49,7 @@ def text_batch(ids: I32) -> Batch:
     """A batch that computes `ids` as one sequence and wants the logits of all of them."""
     count = len(ids)
     order, none = np.arange(count, dtype=np.int32), np.zeros(0, np.int32)
-    real, wide = np.zeros(0, np.float32), np.zeros(0, np.int64)
-    draws = Draws(none, none, wide, wide.view(np.uint64), real, real, none, real, real, real, real, none)
+    draws = Draws.of(none, none, np.zeros(0, np.int64))
     ends = np.array([0, count], np.int32)
     return Batch(0, ids, order, order, ends, ends, order, none, none, draws, Targets(order, ids))
 

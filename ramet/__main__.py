@@ -6,13 +6,18 @@ they need when they run, so that `ramet --help` does not load torch.
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # `python -m ramet`: an engine that will be wanted starts before the rest is imported
+    from ramet.frontend.commands.entry import main as entry
+
+    entry()
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ramet.frontend.commands.outcome import interrupted, refused
 from ramet.frontend.errors import RametError
 
 if TYPE_CHECKING:
@@ -42,19 +47,9 @@ def outcomes() -> Iterator[None]:
     try:
         yield
     except RametError as error:
-        sys.stdout.flush()
-        line = " ".join(str(error).split())  # messages quote what others wrote
-        sys.stderr.write("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) + "\n")
-        raise typer.Exit(2 if _is_usage(error) else 1) from None
+        raise typer.Exit(refused(error)) from None
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        raise typer.Exit(130) from None
-
-
-def _is_usage(error: RametError) -> bool:
-    from ramet.frontend.commands import WrongUsage
-
-    return isinstance(error, WrongUsage)
+        raise typer.Exit(interrupted()) from None
 
 
 def _show_version(wanted: bool) -> None:
@@ -96,6 +91,7 @@ def demo(
 
 @app.command(short_help="Talk to a model.")
 def chat(
+    context: typer.Context,
     url: Annotated[str, typer.Argument(help="A server; left out: $OPENAI_BASE_URL, else an engine here.")] = "",
     model: Annotated[str, typer.Option(help="Which model; left out: the server's first, or the default one.")] = "",
     system: Annotated[str, typer.Option(help="The system message.")] = "",
@@ -109,11 +105,12 @@ def chat(
     with outcomes():
         from ramet.frontend.commands.chat import Options, chat
 
-        chat(Options(url, model, system, max_tokens, temperature, api_key, threads, dtype))
+        chat(Options(url, model, system, max_tokens, temperature, api_key, threads, dtype), context.obj)
 
 
 @app.command(short_help="Run a program of a file, or answer one prompt.")
 def run(
+    context: typer.Context,
     target: Annotated[
         str, typer.Argument(metavar="FILE.py[:NAME]", help="A file with an @function; or a prompt.")
     ] = "",
@@ -151,7 +148,7 @@ def run(
             dtype,
             journal,
         )
-        if status := run(Options(target, prompt, *given)):
+        if status := run(Options(target, prompt, *given), context.obj):
             raise typer.Exit(status)
 
 
@@ -354,8 +351,6 @@ def config(context: typer.Context) -> None:
 
 def main() -> None:
     """The console script."""
-    app()
+    from ramet.frontend.commands.entry import main
 
-
-if __name__ == "__main__":
     main()

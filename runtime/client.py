@@ -24,10 +24,12 @@ from ramet.runtime.ports import Call, Link, ProcessLink, ThreadLink
 
 if TYPE_CHECKING:  # imported when they are needed, which is after the engine's process was started
     from ramet.runtime.grammar.compiler import Compiler
+    from ramet.runtime.launch import Early
     from ramet.runtime.lower import Lowering
     from ramet.runtime.template import ChatTemplate
     from ramet.runtime.text import Tokenizer
 
+Load = Callable[[], "tuple[Tokenizer, ChatTemplate]"]
 Deliver = Callable[[ir.Event], None]
 
 
@@ -94,13 +96,13 @@ class ClientSession:
 
 class EngineClient:
     """Starts an engine and speaks with it. After the engine was lost, the next `open` (or `start`) starts another.
-    `text` loads the tokenizer and the chat template, once, while the first engine gets ready."""
+    `text` loads the tokenizer and the chat template, once, while the first engine, or `early`, gets ready."""
 
-    def __init__(self, config: Config, text: Callable[[], tuple[Tokenizer, ChatTemplate]], *, in_process: bool) -> None:
+    def __init__(self, config: Config, text: Load, *, in_process: bool, early: Early | None = None) -> None:
         self.ready: m.Ready
         self.observer: Observer | None = None
         self._config = config
-        self._in_process = in_process
+        self._in_process, self._early = in_process, early
         self._pid = os.getpid()
         self._lock = threading.RLock()  # guards the fields below; never held while anything is waited for
         self._sessions: dict[str, ClientSession] = {}
@@ -157,8 +159,7 @@ class EngineClient:
 
     def kill(self) -> bool:
         """End the engine's process by force, without waiting; its programs are told. False where it has none."""
-        link = self._link
-        return link is not None and link.kill()
+        return (link := self._link) is not None and link.kill()
 
     def _refuse_if_over(self) -> None:
         if self._closed:
@@ -170,7 +171,7 @@ class EngineClient:
 
     def _connect(self) -> Link:
         if not self._in_process:
-            return ProcessLink(self._config)
+            return ProcessLink(self._config, self._early)
         from ramet.runtime.process import serve
 
         config = self._config

@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch
 from ramet.frontend.errors import DeviceLost, EngineError
 from ramet.kernels import ops as ops_for
 from ramet.kernels.ops import Angles, Ops
-from ramet.runtime.batch import F32, I32, Batch, Draws, Flight, Masks, Samples, Targets
+from ramet.runtime.batch import I32, Batch, Draws, Flight, Masks, Samples, Targets
 from ramet.runtime.config import Config
 from ramet.runtime.device import CudaDevice, Device, Fetch, exhausted, out_of_memory, place_kernels
 from ramet.runtime.graphs import FORWARD_BYTES, SMALL_BYTES, Graphs, aligned, buckets, headed
@@ -149,13 +149,12 @@ class CudaRunner:
         too."""
         masks = Masks(allowed=((0, np.full(-(-self.vocab // 32), 0xFFFFFFFF, np.uint32)),))
         bias = ((0, np.zeros(1, np.int32), np.ones(1, np.float32)),)
-        scored: dict[str, Any] = {"bias": bias, "logprobs": np.zeros(1, np.int32)}
-        greedy: dict[str, Any] = {"temperature": np.zeros(1, np.float32)}
         chunk, last = (0, min(_SHORT, self.context)), min(LONG, self.context)
         one = (last - 1, last)
-        for span, options, asked in ((chunk, scored, masks), (one, greedy, masks), (one, greedy, Masks())):
+        for span, asked in ((chunk, masks), (one, masks), (one, Masks())):
             made = dummy([span], slot=self.capacity, rows=self.rows, draws=1)
-            flight = self.forward(replace(made, draws=replace(made.draws, **options)))
+            scored = replace(made.draws.changed(logprobs=0), bias=bias)
+            flight = self.forward(replace(made, draws=scored if span == chunk else made.draws.changed(temperature=0)))
             self.sample(flight, asked)
             self.read(flight)
 
@@ -288,23 +287,14 @@ def dummy(spans: Sequence[tuple[int, int]], *, slot: int, rows: int, draws: int)
         slots[len(slots) - count :] = slot
     nothing = np.zeros(0, np.int32)
     at = np.arange(draws, dtype=np.int32)
-
-    def every(value: float) -> F32:
-        return np.full(draws, value, np.float32)
-
-    drawn = Draws(
+    drawn = Draws.of(
         rows=at % np.int32(total),
         into=at % np.int32(rows),
         positions=np.ones(draws, np.int64),
-        seeds=np.zeros(draws, np.uint64),
-        temperature=every(1.0),
-        top_p=every(0.9),
-        top_k=np.full(draws, 50, np.int32),
-        min_p=every(0.01),
-        frequency=every(0.0),
-        presence=every(0.0),
-        repetition=every(1.0),
-        logprobs=np.full(draws, -1, np.int32),
+        temperature=1.0,
+        top_p=0.9,
+        top_k=50,
+        min_p=0.01,
     )
     return Batch(
         step=0,

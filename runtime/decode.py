@@ -1,7 +1,8 @@
 """The steady case: sequences that want exactly one token after the last, all at once.
 
-In: seated sequences in mid-op. Out: one segment, one slot and one draw for each, by a few array operations over all of
-them. It decides nothing: the batch is the one that the scheduler would have made of them one by one.
+In: seated sequences in mid-op, or a batch of them alone. Out: one segment, one slot and one draw for each, by a few
+array operations over all of them; a batch that follows from the last one. It decides nothing: the batch is the one that
+the scheduler would have made of them one by one.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from ramet.runtime.batch import Batch, Draws
 from ramet.runtime.cache import Cache
-from ramet.runtime.draft import Draft
+from ramet.runtime.draft import Draft, Notes, joined
 from ramet.runtime.sequence import Generating, Sequence
 
 
@@ -67,7 +69,75 @@ def advance(run: list[Sequence], cache: Cache, draft: Draft, held: list[Generati
     draft.notes.members += run
     draft.draw_all(run, tasks, indices, rows, starts + 1)
     for seq in run:
-        seq.computed += 1
-        seq.fresh += 1
-        seq.flying += 1
-        seq.program.computed += 1
+        _advance(seq)
+
+
+class Steady:
+    """A batch that decodes and does nothing else, one token of each sequence in `order`, all of them fed from the token
+    table. As long as nobody comes, goes or ends, the next batch is this one with each position one further."""
+
+    __slots__ = ("_batch", "_held", "_lengths", "_order", "_seats")
+
+    def __init__(self, batch: Batch, order: list[Sequence]) -> None:
+        notes: Notes = batch.owner
+        self._batch = batch
+        self._order = order
+        self._held = list(zip(notes.drawn, notes.tasks, strict=True))
+        self._seats = batch.feed_rows.tolist()
+        self._lengths = batch.draws.positions.tolist()  # with the token that is drawn next
+
+    @staticmethod
+    def fits(batch: Batch, order: list[Sequence]) -> bool:
+        """True for a batch of which `order` are all members, with nothing in it that is asked for once only."""
+        notes: Notes = batch.owner
+        count = len(batch.feed)
+        return (
+            count == len(batch) == batch.segments == len(batch.draws) == len(notes.members) == len(order)
+            and not (notes.begun or notes.constrained or notes.trials or notes.spans)
+            and not (batch.draws.bias or len(batch.targets))
+            and np.array_equal(batch.feed_rows, batch.draws.into)
+        )
+
+    def next(self, step: int, order: list[Sequence], cache: Cache) -> Batch | None:
+        """The batch of the next step, its slots taken; None, and nothing taken, when it does not follow."""
+        if order is not self._order or len(self._held) > cache.slots.free:
+            return None
+        for seq, task in self._held:
+            if seq.task is not task or seq.flying != 1 or task.made + 1 >= task.limit:
+                return None
+        # lists: for a few sequences they are faster than operations of numpy
+        last, table = self._batch, cache.rows.table
+        slots = cache.slots.follow(last.slots)
+        ends, kv, end = [0], [], 0
+        for at, (seat, slot) in enumerate(zip(self._seats, slots.tolist(), strict=True)):
+            self._lengths[at] = length = self._lengths[at] + 1
+            table[seat, length - 1] = slot
+            kv.append(table[seat, :length])
+            end += length
+            ends.append(end)
+        lengths = np.array(self._lengths, np.int32)
+        draws = Draws(last.draws.rows, last.draws.into, lengths.astype(np.int64), last.draws.words)
+        self._batch = Batch(
+            step=step,
+            tokens=last.tokens,
+            positions=np.array([length - 1 for length in self._lengths], np.int32),
+            slots=slots,
+            qo_indptr=last.qo_indptr,
+            kv_indptr=np.array(ends, np.int32),
+            kv_indices=joined(kv, end),
+            feed=last.feed,
+            feed_rows=last.feed_rows,
+            draws=draws,
+            targets=last.targets,
+            owner=last.owner,
+        )
+        for seq, _ in self._held:
+            _advance(seq)
+        return self._batch
+
+
+def _advance(seq: Sequence) -> None:
+    seq.computed += 1
+    seq.fresh += 1
+    seq.flying += 1
+    seq.program.computed += 1

@@ -282,7 +282,7 @@ class Draft:
             slots=np.concatenate(self._slots),
             qo_indptr=_ends(self._new.array()),
             kv_indptr=seen,
-            kv_indices=_joined(self._kv, int(seen[-1])),
+            kv_indices=joined(self._kv, int(seen[-1])),
             feed=self._feed.array(),
             feed_rows=self._feed_rows.array(),
             draws=self._parameters.draws(*draws, tuple(self._bias)),
@@ -305,8 +305,10 @@ def _ends(lengths: I32) -> I32:
     return ends
 
 
-def _joined(parts: list[I32], count: int) -> I32:
-    """All parts, `[count] int32`, at the beginning of an array of a rounded size: arrays that grow a little with every
-    step would get fresh pages each time, which cost five times as much as the copy."""
+def joined(parts: list[I32], count: int) -> I32:
+    """All parts, `[count] int32`; many at the beginning of an array of a rounded size: arrays that grow a little with
+    every step would get fresh pages each time, which cost five times as much as the copy."""
+    if count < _GRAIN:
+        return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
     whole = np.empty(-(-count // _GRAIN) * _GRAIN, np.int32)[:count]  # covered by `out` just below
     return np.concatenate(parts, out=whole)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -105,7 +104,7 @@ class Graphs:
                     self.head(self.hidden, len(rows))
                     at = np.arange(len(rows), dtype=np.int32)
                     self.sample(batch.draws, at, Masks())
-                    self.sample(replace(batch.draws, temperature=np.zeros_like(batch.draws.temperature)), at, Masks())
+                    self.sample(batch.draws.changed(temperature=0), at, Masks())
         finally:
             self._warming = False
 

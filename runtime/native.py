@@ -7,22 +7,24 @@ next batch is fed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ramet.frontend.errors import EngineError, ModelError
 from ramet.kernels import groups
 from ramet.kernels.cpu import library
 from ramet.kernels.cpu.draw import draw
 from ramet.kernels.cpu.library import Library, Pool
+from ramet.kernels.cpu.ragged import Packer, Ragged
 from ramet.runtime import packed_file
 from ramet.runtime.batch import F32, I32, Batch, Flight, Masks, Samples, wanted
 from ramet.runtime.config import Config
 from ramet.runtime.kvpool import KvPool
 from ramet.runtime.models import rope
 from ramet.runtime.models.fetch import cache_directory
-from ramet.runtime.models.gguf import read_gguf
-from ramet.runtime.models.hub import ModelSource
+from ramet.runtime.models.hub import ModelSource, header_of
 from ramet.runtime.models.spec import Spec
 from ramet.runtime.models.stored import stored
 from ramet.runtime.packed import DTYPES, Packed, layout, pack
@@ -43,19 +45,26 @@ _SHARED = 64  # new tokens of the longest segment whose prefix is read together 
 PAYS = 6
 _ALONE: tuple[I32, ...] = (np.zeros(1, np.int32), *(np.zeros(0, np.int32) for _ in range(3)))  # no groups
 _STORED = {"Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4", "Q8_0": "int8"}
+_FEW = 4  # draws up to which a loop is faster than operations of numpy
 _KEPT = 64 << 20  # bytes of logits that are kept for later batches; larger ones are rare
 
 
 @dataclass(slots=True)
 class NativeFlight:
-    """A batch in the air: the logits `[U, V]` of the rows that are drawn from or scored, and later what was drawn. `at`
-    and `target_at` map draws and targets to rows of `logits`."""
+    """A batch in the air: `logits` `[U, V]` of the rows that are drawn from or scored, at the beginning of `room`
+    `[>= U, V]`, and later what was drawn. `at` and `target_at` map draws and targets to rows of `logits`."""
 
     batch: Batch
-    logits: F32 | None
+    room: F32 | None
+    count: int
     at: I32
     target_at: I32
     drawn: Samples | None = None
+
+    @property
+    def logits(self) -> F32 | None:
+        """None once they have been drawn from, or when there are none."""
+        return None if self.room is None else self.room[: self.count]
 
 
 class NativeRunner:
@@ -84,33 +93,50 @@ class NativeRunner:
         self._last = np.zeros(rows, np.int32)
         self._angles = rope.tables(spec.rope, spec.head_dim, context)
         self._model = _structure(weights, *self._angles)
+        self._packer = Packer()
+        self._asked: tuple[I32, tuple[I32, I32, I32]] | None = (
+            None  # the last draws' rows, and what is `wanted` of them
+        )
         self._spare: list[F32] = []  # logits that no flight needs any more: fresh memory costs a page fault per 4 KiB
         pool.check(self._model, self._cache)
 
     def forward(self, batch: Batch) -> NativeFlight:
         """Compute the batch's tokens; logits only for the rows that are drawn from or scored."""
-        rows, at, target_at = wanted(batch)
+        rows, at, target_at = self._wanted(batch)
         if len(batch) == 0:
-            return NativeFlight(batch, None, at, target_at)
+            return NativeFlight(batch, None, 0, at, target_at)
         tokens = batch.tokens
-        if len(batch.feed):
+        if len(batch.feed) == len(tokens):
+            tokens = self._last.take(batch.feed_rows)
+        elif len(batch.feed):
             tokens = tokens.copy()
             tokens[batch.feed] = self._last[batch.feed_rows]
-        logits = self._room_for(len(rows))
-        self._pool.forward(self._model, self._cache, _ragged(batch, tokens, rows, self.pays), logits)
-        return NativeFlight(batch, logits if len(rows) else None, at, target_at)
+        room = self._room_for(len(rows))
+        self._pool.forward(self._model, self._cache, self._packed(batch, tokens, rows), room)
+        return NativeFlight(batch, room if len(rows) else None, len(rows), at, target_at)
+
+    def _wanted(self, batch: Batch) -> tuple[I32, I32, I32]:
+        """As `wanted`; what it was for the last batch where that has the same draws, as in steady decoding."""
+        rows = batch.draws.rows
+        if self._asked is None or self._asked[0] is not rows or len(batch.targets):
+            self._asked = (rows, wanted(batch))
+        return self._asked[1]
 
     def sample(self, flight: Flight, masks: Masks) -> None:
         """Draw the batch's tokens and write them to the token table."""
         assert isinstance(flight, NativeFlight), "a runner samples its own flights"
-        if flight.logits is None:
+        if flight.room is None:
             return
         draws, targets = flight.batch.draws, flight.batch.targets
-        flight.drawn = draw(flight.logits, draws, flight.at, targets, flight.target_at, masks, self._pool)
+        flight.drawn = draw(flight.room, draws, flight.at, targets, flight.target_at, masks, self._pool)
         # a draw that failed (-1) must not break the next batch, which is launched before the failure is read
-        self._last[draws.into] = np.maximum(flight.drawn.tokens, 0)
-        self._keep(flight.logits)
-        flight.logits = None
+        if len(draws) > _FEW:
+            self._last[draws.into] = np.maximum(flight.drawn.tokens, 0)
+        else:
+            for row, token in zip(draws.into.tolist(), flight.drawn.tokens.tolist(), strict=True):
+                self._last[row] = max(token, 0)
+        self._keep(flight.room)
+        flight.room = None
 
     def read(self, flight: Flight) -> Samples:
         """The results of a flight."""
@@ -122,17 +148,25 @@ class NativeRunner:
         """End the threads; nothing is computed after this."""
         self._pool.close()
 
+    def _packed(self, batch: Batch, tokens: I32, rows: I32) -> Ragged:
+        """The batch as the kernels take it."""
+        flat = (tokens, batch.positions, batch.slots, batch.qo_indptr, batch.kv_indptr, batch.kv_indices, rows)
+        shared: tuple[groups.Group, ...] = ()
+        if batch.segments > 1 and self.pays is not None:
+            shared = groups.find(batch, block=library.BLOCK, most=_SHARED, pays=self.pays)
+        grouped = _arrays(shared) if shared else _ALONE
+        return self._packer.pack(len(tokens), batch.segments, len(rows), len(shared), (*flat, *grouped))
+
     def _room_for(self, rows: int) -> F32:
-        """Memory for logits `[rows, V]`."""
+        """Memory for logits `[>= rows, V]`."""
         spare = self._spare.pop() if self._spare else np.zeros((0, self.vocab), np.float32)
         if len(spare) < rows:
             spare = np.empty((-(-rows // 8) * 8, self.vocab), np.float32)  # covered: a forward writes all of its rows
-        return spare[:rows]
+        return spare
 
-    def _keep(self, logits: F32) -> None:
-        whole = logits if logits.base is None else logits.base
-        if isinstance(whole, np.ndarray) and whole.nbytes <= _KEPT:
-            self._spare.append(whole)
+    def _keep(self, room: F32) -> None:
+        if room.nbytes <= _KEPT:
+            self._spare.append(room)
 
 
 def _structure(weights: Packed, cos: F32, sin: F32) -> library.Model:
@@ -172,22 +206,15 @@ def _weight(weights: Packed, name: str) -> library.Weight:
     return library.Weight(at.kind, at.n, at.k, weights.address(name), weights.address(f"{name}_bias") or None)
 
 
-def _ragged(batch: Batch, tokens: I32, rows: I32, pays: int | None) -> library.Ragged:
-    """The batch as the kernels take it; the structure keeps its arrays."""
-    flat = (tokens, batch.positions, batch.slots, batch.qo_indptr, batch.kv_indptr, batch.kv_indices, rows)
-    shared: tuple[groups.Group, ...] = ()
-    if batch.segments > 1 and pays is not None:
-        shared = groups.find(batch, block=library.BLOCK, most=_SHARED, pays=pays)
-    if not shared:
-        return library.ragged(len(tokens), batch.segments, len(rows), 0, (*flat, *_ALONE))
+def _arrays(shared: tuple[groups.Group, ...]) -> tuple[NDArray[Any], ...]:
+    """group_indptr, group_segments, group_start and group_stop of `RametBatch`."""
     members = [group.segments for group in shared]
-    grouped = (
+    return (
         np.cumsum([0, *map(len, members)]),
         np.concatenate(members),
         np.array([group.start for group in shared]),
         np.array([group.stop for group in shared]),
     )
-    return library.ragged(len(tokens), batch.segments, len(rows), len(shared), (*flat, *grouped))
 
 
 def available() -> str:
@@ -224,7 +251,7 @@ def best_dtype(source: ModelSource) -> str:
     if source.kind != "gguf":
         return "bfloat16"
     bytes_of = dict.fromkeys(DTYPES, 0)
-    for info in read_gguf(source.path).tensors.values():
+    for info in header_of(source).tensors.values():
         if info.name.startswith("blk."):
             bytes_of[_STORED.get(info.type, "bfloat16")] += info.nbytes
     return max(DTYPES, key=bytes_of.__getitem__)

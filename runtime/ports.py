@@ -14,7 +14,6 @@ import queue
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import zmq
 from ramet.frontend.errors import EngineError
 from ramet.runtime import messages as m
 from ramet.runtime.config import Config
+from ramet.runtime.launch import Early, launch, tell
 
 Call = Callable[[], None]
 GRACE_SECONDS = 5.0
@@ -210,9 +210,9 @@ class ProcessLink:
     """An engine in a process of its own, which ends when this one does (its standard input is our pipe; on Linux the
     kernel ends it too) and whose end we notice at once (our pipe is its standard output). Make it in the thread that
     will `receive`: the kernel takes the end of the thread that started a process for the end of its parent. Raises
-    `EngineError` when it cannot be started."""
+    `EngineError` when it cannot be started. A process that was started `early`, on the same config, is taken."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, early: Early | None = None) -> None:
         self._directory = tempfile.mkdtemp(prefix="ramet-")  # mode 0700
         self._context = zmq.Context()
         # Reentrant: the collector of garbage may close an engine in the middle of a `send`.
@@ -225,7 +225,7 @@ class ProcessLink:
         try:
             self._orders = self._bind(zmq.PUSH, SOCKETS[0])
             self._reports = self._bind(zmq.PULL, SOCKETS[1])
-            self.process = _spawn(self._directory, config)
+            self.process = _spawn(self._directory, config, early)
         except BaseException as error:  # Ctrl-C too
             self._context.destroy(linger=0)
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -360,18 +360,10 @@ class ProcessLink:
         return False
 
 
-def _spawn(directory: str, config: Config) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "ramet.runtime.process", directory, str(os.getpid())]
-    # Threads that spin while they wait cost a factor of 20 and more as soon as another process wants the cores.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONSAFEPATH": "1"}
-    if config.kernels != "torch" and config.dtype != "float32":
-        # numpy multiplies nothing beside the native kernels, and would start its threads all the same
-        environment["OPENBLAS_NUM_THREADS"] = "1"
-    # Its own process group: Ctrl-C is the client's to handle, also while the engine is still importing.
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, process_group=0)
-    assert process.stdin is not None, "it is a pipe"
-    with contextlib.suppress(BrokenPipeError):  # it has ended already: whoever listens is told
-        process.stdin.write(msgspec.json.encode(config) + b"\n")
-        process.stdin.flush()
+def _spawn(directory: str, config: Config, early: Early | None = None) -> subprocess.Popen[bytes]:
+    process = early.take(config) if early is not None else None
+    if process is None:
+        native = config.kernels != "torch" and config.dtype != "float32"
+        process = launch(msgspec.json.encode(config), native=native)
+    tell(process, os.fsencode(directory))
     return process

@@ -16,6 +16,7 @@ from ramet.runtime.bank import Bank
 from ramet.runtime.batch import I32, Batch, Masks
 from ramet.runtime.cache import Cache
 from ramet.runtime.config import Limits
+from ramet.runtime.decode import Steady
 from ramet.runtime.draft import Draft, Notes
 from ramet.runtime.extension import Extension
 from ramet.runtime.footprint import footprint
@@ -59,6 +60,7 @@ class Scheduler:
         self.eos = eos
         self.parameters = Parameters(len(cache.rows.table))
         self._oldest_first: list[Sequence] | None = []  # `running` in order; None: to be sorted
+        self._steady: Steady | None = None  # the last batch, if the next one may follow from it
         self._sated: dict[Sequence, None] = {}  # waiting, and want nothing any more
         self._pace = Pace()
         self._idle_since: float | None = None
@@ -146,9 +148,34 @@ class Scheduler:
     def plan(self) -> Batch | None:
         """The next batch, or None. Prompt tokens that it computes are in the tree when it returns (insert at
         launch)."""
-        draft = Draft(self.steps, self.limits.batch_tokens, self.parameters)
         self._expire()
         self.patience = None
+        batch = self._next()
+        if batch is None:
+            batch = self._plan()
+        self._pace.note(self.clock(), 0 if batch is None else len(batch))
+        if batch is None:
+            self._starve()
+            return None
+        self._idle_since = None
+        self.steps += 1
+        self._account(batch, batch.owner)
+        return batch
+
+    def _next(self) -> Batch | None:
+        """The batch that follows from the last one, if it does and nobody waits."""
+        if self._steady is None or self._oldest_first is None or self.waiting or self._sated:
+            return None
+        batch = self._steady.next(self.steps, self._oldest_first, self.cache)
+        if batch is not None:
+            self.lack.note(False, self.clock())
+            for seq in self._oldest_first:
+                self.served[seq.program.namespace] += 1
+        return batch
+
+    def _plan(self) -> Batch | None:
+        """A batch from nothing."""
+        draft = Draft(self.steps, self.limits.batch_tokens, self.parameters)
         decoding, others = self._ready()
         self._decode(decoding, draft)
         if len(draft.members) < len(decoding):  # who got nothing tries again in its turn
@@ -156,14 +183,8 @@ class Scheduler:
         for seq in others:
             self._try(seq, draft)
         self.lack.note(self._admit(draft), self.clock())
-        batch = draft.launch()
-        self._pace.note(self.clock(), draft.count)
-        if batch is None:
-            self._starve()
-            return None
-        self._idle_since = None
-        self.steps += 1
-        self._account(batch, draft.notes)
+        batch, order = draft.launch(), self._oldest_first
+        self._steady = Steady(batch, order) if batch and order and Steady.fits(batch, order) else None
         return batch
 
     def _ready(self) -> tuple[list[Sequence], list[Sequence]]:

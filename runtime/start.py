@@ -15,6 +15,7 @@ import msgspec
 from ramet.frontend.errors import EngineError
 from ramet.runtime.client import EngineClient
 from ramet.runtime.config import Config, Limits
+from ramet.runtime.launch import Early
 from ramet.runtime.models import hub
 
 if TYPE_CHECKING:
@@ -56,9 +57,15 @@ def load_text(config: Config, source: hub.ModelSource) -> tuple[Tokenizer, ChatT
 
 
 def start(
-    model: str, options: Mapping[str, object], *, in_process: bool = False, progress: Progress | None = None
+    model: str,
+    options: Mapping[str, object],
+    *,
+    in_process: bool = False,
+    progress: Progress | None = None,
+    early: Early | None = None,
 ) -> EngineClient:
-    """Resolve the model (fetching it if need be), start its engine, load its text side meanwhile."""
+    """Resolve the model (fetching it if need be), start its engine, or take the `early` one, and load its text side
+    meanwhile."""
     config = configure(model, options)
     source = hub.resolve(model, progress=progress)
-    return EngineClient(config, lambda: load_text(config, source), in_process=in_process)
+    return EngineClient(config, lambda: load_text(config, source), in_process=in_process, early=early)

@@ -145,15 +145,16 @@ def _assembled(
     prefix: Prefix = "none",
     respace: bool = False,
 ) -> Vocabulary:
-    control = {n: i for i, n in enumerate(names) if types[i] == CONTROL}
+    other = [i for i, kind in enumerate(types) if kind != NORMAL]  # few of the many
+    control = {names[i]: i for i in other if types[i] == CONTROL}
     bos = _id(metadata, "bos", len(names))
     ends = [_id(metadata, key, len(names)) for key in ("eos", "eot", "eom")]
     return Vocabulary(
         core=core,
         content=content,
-        hidden=frozenset(i for i, kind in enumerate(types) if kind in (UNKNOWN, CONTROL, UNUSED)),
+        hidden=frozenset(i for i in other if types[i] in (UNKNOWN, CONTROL, UNUSED)),
         control=control,
-        user={n: i for i, n in enumerate(names) if types[i] == USER and n},
+        user={names[i]: i for i in other if types[i] == USER and names[i]},
         bos=bos,
         eos=_ends([e for e in ends if e is not None], control),
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", bos_default)) and bos is not None,
@@ -344,7 +345,7 @@ def _piece_cuts(vocab: Mapping[str, int]) -> Cuts:
 
 def _strings(metadata: Mapping[str, object], key: str) -> list[str]:
     value = metadata.get(key)
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not set(map(type, value)) <= {str}:
         raise ModelError(f"{key}: missing, or not a list of strings; the file has no usable tokenizer")
     return list(value)
 
@@ -355,7 +356,7 @@ def _types(metadata: Mapping[str, object], count: int) -> list[int]:
         return [NORMAL] * count
     if not isinstance(value, Sequence) or len(value) != count:
         raise ModelError(f"tokenizer.ggml.token_type: must be a list of {count} numbers, one for each token")
-    return [int(v) for v in value]
+    return list(map(int, value))
 
 
 def _id(metadata: Mapping[str, object], which: str, count: int) -> int | None:

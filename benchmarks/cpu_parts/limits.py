@@ -30,7 +30,7 @@ SOURCE = Path(__file__).with_name("probe.cpp")
 COMPILERS = ("c++", "g++", "clang++")
 ROUNDS = 4_000_000  # of a loop on registers: some 15 ms
 OPERATIONS = {"bf16": 12 * 64, "int8": 12 * 128}  # of a round
-LEVELS = {"bf16": ("avx512_bf16",), "int8": ("avx512_vnni", "avx512_bf16")}  # that have the instruction
+LEVELS = {"bf16": ("avx512_bf16", "amx"), "int8": ("avx512_vnni", "avx512_bf16")}  # that have the instruction
 KINDS = {"bf16": library.BF16, "int8": library.INT8, "int4": library.INT4}
 BEST_OF = 5
 # Of the product that fits the second caches; its result is below 128 KiB, so that the C library maps no fresh pages

@@ -132,18 +132,4 @@ def step(first: I32, position: int, stride: int, *, feed: bool) -> Batch:
 def greedy(rows: I32) -> Draws:
     """The most likely token after each of `rows`, into the token table's first rows."""
     count = len(rows)
-    order, zeros, ones = np.arange(count, dtype=np.int32), np.zeros(count, np.float32), np.ones(count, np.float32)
-    return Draws(
-        rows=rows,
-        into=order,
-        positions=np.zeros(count, np.int64),
-        seeds=np.zeros(count, np.uint64),
-        temperature=zeros,
-        top_p=ones,
-        top_k=np.zeros(count, np.int32),
-        min_p=zeros,
-        frequency=zeros,
-        presence=zeros,
-        repetition=ones,
-        logprobs=np.full(count, -1, np.int32),
-    )
+    return Draws.of(rows=rows, into=np.arange(count, dtype=np.int32), positions=np.zeros(count, np.int64))

@@ -29,25 +29,8 @@ class Span:
 
 def draws(count: int, *, seed: int = 0, position: int = 9, **fields: float) -> Draws:
     """Draws from rows 0..count-1; greedy, and without any option unless `fields` says otherwise."""
-
-    def every(name: str, value: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        return np.full(count, fields.get(name, value), np.float32)
-
-    index = np.arange(count, dtype=np.int32)
-    return Draws(
-        rows=index,
-        into=index,
-        positions=np.full(count, position, np.int64),
-        seeds=np.arange(seed, seed + count, dtype=np.uint64),
-        temperature=every("temperature", 0.0),
-        top_p=every("top_p", 1.0),
-        top_k=every("top_k", 0).astype(np.int32),
-        min_p=every("min_p", 0.0),
-        frequency=every("frequency", 0.0),
-        presence=every("presence", 0.0),
-        repetition=every("repetition", 1.0),
-        logprobs=every("logprobs", -1).astype(np.int32),
-    )
+    index, seeds = np.arange(count, dtype=np.int32), np.arange(seed, seed + count, dtype=np.uint64)
+    return Draws.of(index, index, np.full(count, position, np.int64), seeds=seeds, **fields)
 
 
 def batch(spans: Sequence[Span], *, seed: int = 0) -> tuple[Batch, int]:

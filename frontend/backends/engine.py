@@ -7,17 +7,25 @@ of their own (or, for tests and debuggers, in a thread of this process).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ramet.frontend.backends.base import Deliver, Session
-from ramet.frontend.ir import Header
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # an engine is started before any of it is imported
+    from ramet.frontend.backends.base import Deliver, Session
+    from ramet.frontend.ir import Header
     from ramet.runtime.client import EngineClient
+    from ramet.runtime.launch import Early as Early
 
 Progress = Callable[[str, int, int], None]
+
+
+def early(options: Mapping[str, str | int]) -> Early:
+    """Start the process of an engine that will be asked for in a moment, with these `options` (some of `Engine`'s);
+    close it when nobody does. Raises `OSError`."""
+    from ramet.runtime.launch import Early
+
+    return Early(options)
 
 
 class Engine:
@@ -27,16 +35,22 @@ class Engine:
     "random:<preset>". `options` are the fields of `runtime.config.Config` and `Limits` (dtype, threads, context,
     kv_tokens, max_running, batch_tokens, ...). `progress(phase, done, total)` is told how far a download is. Raises
     `ModelError` or `EngineError`. Use it as a context manager, or call `close`; the engine ends with this process in
-    any case.
+    any case. `early`: a process that `early` started, taken if it is the one that is asked for.
     """
 
     def __init__(
-        self, model: str = "default", *, in_process: bool = False, progress: Progress | None = None, **options: object
+        self,
+        model: str = "default",
+        *,
+        in_process: bool = False,
+        progress: Progress | None = None,
+        early: Early | None = None,
+        **options: object,
     ) -> None:
         from ramet.runtime.start import start
 
         self.model = model
-        self._client: EngineClient = start(model, options, in_process=in_process, progress=progress)
+        self._client: EngineClient = start(model, options, in_process=in_process, progress=progress, early=early)
         self._finalizer = weakref.finalize(self, self._client.close)
 
     def open(self, header: Header, deliver: Deliver) -> Session:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.commands import WrongUsage
@@ -19,6 +20,9 @@ from ramet.frontend.commands.screen import plain, told, write
 from ramet.frontend.commands.turn import Message, Turn, conversing
 from ramet.frontend.errors import ContextOverflow, RametError, TransportError
 from ramet.frontend.program import Program
+
+if TYPE_CHECKING:
+    from ramet.frontend.backends.engine import Early
 
 HELP = """\
 /reset        forget the conversation (the system message stays)
@@ -45,13 +49,13 @@ class Options:
     dtype: str = "auto"
 
 
-def chat(options: Options) -> None:
+def chat(options: Options, early: Early | None = None) -> None:
     """Converse until the person leaves; or answer what is piped in. Raises `RametError`; `WrongUsage` for what cannot
     be meant."""
     program = conversing({"max_tokens": options.max_tokens, "temperature": options.temperature})
     interactive = sys.stdin.isatty()
     prompt = "" if interactive else piped()
-    with _backend(options, interactive) as backend:
+    with _backend(options, interactive, early) as backend:
         talk = Conversation(backend, program, options.system, options.max_tokens)
         if interactive:
             _loop(talk)
@@ -71,13 +75,13 @@ def piped() -> str:
 
 
 @contextlib.contextmanager
-def _backend(options: Options, interactive: bool) -> Iterator[Backend]:
+def _backend(options: Options, interactive: bool, early: Early | None) -> Iterator[Backend]:
     from ramet.frontend.commands.opening import address, chat_server, key_of, opened_engine
 
     url, name = (options.url, "URL") if options.url else (os.environ.get("OPENAI_BASE_URL", ""), "OPENAI_BASE_URL")
     if not url:
         model, threads, dtype = options.model or "default", options.threads, options.dtype
-        with opened_engine(model, threads=threads, dtype=dtype, announce=interactive) as engine:
+        with opened_engine(model, threads=threads, dtype=dtype, announce=interactive, early=early) as engine:
             yield engine
         return
     if options.dtype != "auto":

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ramet.frontend.backends.base import Backend
+from ramet.frontend.collecting import Collector
 from ramet.frontend.commands import WrongUsage
 from ramet.frontend.commands.screen import write
 from ramet.frontend.errors import GenerationError, TransportError
@@ -22,7 +23,7 @@ from ramet.frontend.errors import GenerationError, TransportError
 if TYPE_CHECKING:
     import httpx
 
-    from ramet.frontend.backends.engine import Engine
+    from ramet.frontend.backends.engine import Early, Engine
     from ramet.frontend.backends.openai import OpenAI
 
 Report = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
@@ -32,14 +33,16 @@ _HOST = re.compile(r"(localhost|\[[0-9a-f:]+\]|[\w.-]+(?=:\d))(:\d{1,5})?(/.*)?"
 
 
 @contextmanager
-def opened_engine(model: str, *, threads: int = 0, dtype: str = "auto", announce: bool = True) -> Iterator[Engine]:
-    """An engine; on standard error a progress bar (plain lines where it is no terminal) while its model is fetched, and
-    a line when it is ready, unless `announce` is False."""
+def opened_engine(
+    model: str, *, threads: int = 0, dtype: str = "auto", announce: bool = True, early: Early | None = None
+) -> Iterator[Engine]:
+    """An engine (its process may have been started `early`); on standard error a progress bar (plain lines where it is
+    no terminal) while its model is fetched, and a line when it is ready, unless `announce` is False."""
     from ramet.frontend.backends.engine import Engine
 
     start = time.perf_counter()
-    with _progress() as report:
-        engine = Engine(model, threads=threads, dtype=dtype, progress=report)
+    with Collector(), _progress() as report:
+        engine = Engine(model, threads=threads, dtype=dtype, progress=report, early=early)
     with engine:
         if announce:
             info, took = engine.info(), time.perf_counter() - start

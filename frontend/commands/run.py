@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,6 +27,9 @@ from ramet.frontend.errors import ConstraintError, RametError, ToolError
 from ramet.frontend.program import Program
 from ramet.frontend.run import Run
 from ramet.frontend.values import Value
+
+if TYPE_CHECKING:
+    from ramet.frontend.backends.engine import Early
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,19 @@ class Options:
     resume: str = ""
 
 
-def run(options: Options) -> int:
-    """Run it; the exit status: 0, or 1 when the file or the program raised something that is not ramet's (its traceback
-    is shown). Raises `RametError`; `WrongUsage` for what cannot be meant."""
+def run(options: Options, early: Early | None = None) -> int:
+    """Run it, on the engine that was started `early` if it wants that one. The exit status: 0, or 1 when the file or
+    the program raised something that is not ramet's (its traceback is shown). Raises `RametError`; `WrongUsage` for
+    what cannot be meant."""
     if options.html and not Path(options.html).resolve().parent.is_dir():
         raise WrongUsage(f"--html {options.html}: its folder does not exist")
     if options.events and options.json:
         raise WrongUsage("--events and --json: choose one; the last line of --events has the result")
     found = split(options.target)
     if found is None:
-        return _prompt(options)
+        return _prompt(options, early)
     try:
-        return _program(options, *found)
+        return _program(options, early, *found)
     except ExceptionGroup as group:
         return _several(group)
     except ToolError as error:
@@ -95,7 +99,7 @@ def _leaves(group: ExceptionGroup[Any]) -> Iterator[Exception]:
             yield error
 
 
-def _prompt(options: Options) -> int:
+def _prompt(options: Options, early: Early | None) -> int:
     """One turn of a conversation."""
     from ramet.frontend.commands.chat import piped
     from ramet.frontend.commands.turn import Turn, conversing
@@ -112,7 +116,7 @@ def _prompt(options: Options) -> int:
             raise WrongUsage("nothing to run: give FILE.py or a prompt; `ramet chat` holds a conversation")
         text = piped()
     program = conversing(_given(options))
-    with _backend(options, chat=True) as backend:
+    with _backend(options, early, chat=True) as backend:
         start = time.monotonic()
         turn = Turn(backend, [("user", text)], program)
         with _page(options, turn.run):
@@ -131,7 +135,7 @@ def _prompt(options: Options) -> int:
     return 0
 
 
-def _program(options: Options, file: Path, name: str) -> int:
+def _program(options: Options, early: Early | None, file: Path, name: str) -> int:
     from ramet.frontend.commands.arguments import arguments
     from ramet.frontend.commands.chat import piped
     from ramet.frontend.commands.turn import configured
@@ -143,7 +147,7 @@ def _program(options: Options, file: Path, name: str) -> int:
         prompt = piped() if options.prompt == "-" else options.prompt or None
         args, kwargs = arguments(program, options.arg, prompt)
     ready = configured(program, _given(options)).using(journal=options.journal or None, resume=options.resume or None)
-    with _backend(options, chat=False) as backend:
+    with _backend(options, early, chat=False) as backend:
         start = time.monotonic()
         handle = ready.using(backend=backend)(*args, **kwargs)
         if handle.id:
@@ -174,14 +178,13 @@ def _given(options: Options) -> dict[str, Any]:
     return {"seed": options.seed, "temperature": options.temperature, "max_tokens": options.max_tokens}
 
 
-def _backend(options: Options, *, chat: bool) -> AbstractContextManager[Backend]:
+def _backend(options: Options, early: Early | None, *, chat: bool) -> AbstractContextManager[Backend]:
     from ramet.frontend.commands.opening import address, chat_server, key_of, opened_engine, program_server
 
     if not options.url:
         announce = sys.stderr.isatty()
-        return opened_engine(
-            options.model or "default", threads=options.threads, dtype=options.dtype, announce=announce
-        )
+        model, threads, dtype = options.model or "default", options.threads, options.dtype
+        return opened_engine(model, threads=threads, dtype=dtype, announce=announce, early=early)
     if options.dtype != "auto":
         raise WrongUsage(f"--dtype {options.dtype}: is for an engine here; leave it out, the server has its own")
     url, key = address(options.url, "--url"), options.api_key or key_of()

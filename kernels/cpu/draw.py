@@ -8,7 +8,7 @@ distribution is `reference.probabilities`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -28,31 +28,50 @@ _SPAN = 256  # tokens whose probabilities are summed first, so that the draw rea
 class Chooser(Protocol):
     """The two passes over the vocabulary."""
 
-    def choose(self, rows: Sequence[F32], allowed: Sequence[U32 | None], draws: Draws, noise: F64) -> I32:
-        """A token of each of `rows` (`[V] float32`) under the parameters of its draw, of those with a bit in `allowed`;
-        -1 where a nan is among them or the largest is not finite. `noise` `[R]` is uniform in [0, 1)."""
+    def choose(
+        self,
+        logits: F32,
+        at: I32,
+        edited: Mapping[int, F32],
+        allowed: Mapping[int, U32],
+        draws: Draws,
+        noise: F64 | None = None,
+    ) -> I32:
+        """A token `[R]` of each draw r from row `at[r]` of `logits` `[U, V]`, or from `edited[r]` `[V]` where that is
+        given, of those with a bit in `allowed[r]`, if any; -1 where a nan is among them or the largest is not finite.
+        `noise` `[R]` is uniform in [0, 1); None: `uniforms` of the draws."""
         ...
 
-    def normalisers(self, rows: Sequence[F32]) -> F64:
-        """`log(sum(exp(x)))` of each row; nan where that is no number."""
+    def normalisers(self, logits: F32, at: I32) -> F64:
+        """`log(sum(exp(x)))` of the rows `at` of `logits` `[U, V]`; nan where that is no number."""
         ...
 
 
 class NumpyChooser:
     """A `Chooser` by numpy: the definition, and what serves where there are no native kernels."""
 
-    def choose(self, rows: Sequence[F32], allowed: Sequence[U32 | None], draws: Draws, noise: F64) -> I32:
+    def choose(
+        self,
+        logits: F32,
+        at: I32,
+        edited: Mapping[int, F32],
+        allowed: Mapping[int, U32],
+        draws: Draws,
+        noise: F64 | None = None,
+    ) -> I32:
         """See `Chooser`."""
-        tokens = np.zeros(len(rows), np.int32)
-        for r, (row, words) in enumerate(zip(rows, allowed, strict=True)):
+        noise = uniforms(draws.seeds, draws.positions) if noise is None else noise
+        tokens = np.zeros(len(at), np.int32)
+        for r, row in enumerate(at.tolist()):
+            x, words = edited.get(r, logits[row]), allowed.get(r)
             # a boolean index takes up to six times as long as where
-            x = row if words is None else np.where(unpacked(words, len(row)), row, _NEVER)
+            x = x if words is None else np.where(unpacked(words, len(x)), x, _NEVER)
             tokens[r] = _draw(x, r, draws, float(noise[r]))
         return tokens
 
-    def normalisers(self, rows: Sequence[F32]) -> F64:
+    def normalisers(self, logits: F32, at: I32) -> F64:
         """See `Chooser`."""
-        return np.array([_normaliser(row) for row in rows], np.float64)
+        return np.array([_normaliser(logits[row]) for row in at.tolist()], np.float64)
 
 
 def draw(
@@ -66,16 +85,12 @@ def draw(
 ) -> Samples:
     """Draw tokens and score targets, as `Ops.sample` says it, from `rows` `[U, V] float32`, which is only read."""
     chooser = chooser or NumpyChooser()
-    allowed, count = dict(masks.allowed), len(draws)
-    # lists: for a few draws they are faster than whole operations of numpy
-    noise = uniforms(draws.seeds, draws.positions) if any(draws.temperature.tolist()) else np.zeros(count)
-    edited = [rows[row] for row in at.tolist()]
-    if masks.history or draws.bias:
-        edits = _Edits(draws, masks)
-        edited = [edits.apply(r, row) for r, row in enumerate(edited)]
-    tokens = chooser.choose(edited, [allowed.get(r) for r in range(count)], draws, noise)
+    edited = _edited(rows, draws, at, masks) if masks.history or draws.bias else {}
+    tokens = chooser.choose(rows, at, edited, dict(masks.allowed), draws)
+    count = len(draws)
+    # a list: for a few draws it is faster than a whole operation of numpy
     if not len(target_at) and max(draws.logprobs.tolist(), default=-1) < 0:  # the usual case
-        return Samples(tokens, np.full(count, np.nan, np.float32), *_nothing(count), _NO_SCORES, *_NO_TOPS)
+        return Samples(tokens, *_unasked(count), _NO_SCORES, *_NO_TOPS)
     told = (draws.logprobs >= 0) & (tokens >= 0)
     scores = _Scores(rows, np.concatenate((at[told], target_at)), chooser)
     own = np.full(len(draws), np.nan, np.float32)
@@ -87,17 +102,30 @@ def draw(
     return Samples(tokens, own, ids, tops, np.array(scored, np.float32), *scores.alternatives(asked, target_at))
 
 
-def _nothing(count: int) -> tuple[I32, F32]:
-    """No alternatives of `count` rows."""
-    return np.zeros((count, 0), np.int32), np.zeros((count, 0), np.float32)
+def _nothing(count: int) -> tuple[F32, I32, F32]:
+    """Logprobs of `count` draws that ask for none, and their alternatives; nobody can write to them."""
+    nothing = np.full(count, np.nan, np.float32), np.zeros((count, 0), np.int32), np.zeros((count, 0), np.float32)
+    nothing[0].setflags(write=False)
+    return nothing
 
 
-_NO_SCORES, _NO_TOPS = np.zeros(0, np.float32), _nothing(0)  # of no targets; empty: nobody can write to them
+_NOTHING = tuple(_nothing(count) for count in range(65))  # by count: to make them takes longer than a small draw
+_NO_SCORES, _NO_TOPS = np.zeros(0, np.float32), (np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
+
+
+def _unasked(count: int) -> tuple[F32, I32, F32]:
+    return _NOTHING[count] if count < len(_NOTHING) else _nothing(count)
 
 
 def unpacked(words: U32, vocab: int) -> NDArray[np.bool_]:
     """`[V] bool` of a packed bitmask; bit i of word w is token 32 w + i."""
     return np.unpackbits(words.astype("<u4").view(np.uint8), count=vocab, bitorder="little").view(np.bool_)
+
+
+def _edited(rows: F32, draws: Draws, at: I32, masks: Masks) -> dict[int, F32]:
+    """The logits of the draws that penalties or a bias change."""
+    edits = _Edits(draws, masks)
+    return {r: edits.apply(r, rows[at[r]]) for r in edits.changed}
 
 
 class _Edits:
@@ -109,12 +137,11 @@ class _Edits:
         self._bias: dict[int, list[tuple[I32, F32]]] = {}
         for r, tokens, values in draws.bias:
             self._bias.setdefault(r, []).append((tokens, values))
+        self.changed = sorted(self._history.keys() | self._bias.keys())
 
     def apply(self, r: int, row: F32) -> F32:
-        """The logits from which draw r is made: `row` itself when nothing changes, else a copy."""
+        """The logits from which draw r, one of `changed`, is made: a changed copy of `row`."""
         history, bias = self._history.get(r), self._bias.get(r)
-        if history is None and bias is None:
-            return row
         x = row.copy()
         if history is not None:
             self._penalise(r, x, *history)
@@ -137,9 +164,8 @@ class _Scores:
 
     def __init__(self, rows: F32, wanted: I32, chooser: Chooser) -> None:
         self._rows = rows
-        found = np.unique(wanted).tolist()
-        norms = chooser.normalisers([rows[row] for row in found]) if found else ()
-        self._norms = {int(row): float(norm) for row, norm in zip(found, norms, strict=True)}
+        found = np.unique(wanted)
+        self._norms = dict(zip(found.tolist(), chooser.normalisers(rows, found).tolist(), strict=True))
 
     def logprobs(self, row: int, tokens: I64) -> F32:
         """float32 log softmax of row `row` at `tokens`."""

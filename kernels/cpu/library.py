@@ -9,8 +9,7 @@ from __future__ import annotations
 import ctypes as c
 import platform
 import weakref
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramet.frontend.errors import EngineError, ModelError
-from ramet.kernels.cpu.room import DRAWS, Drawn, Room
+from ramet.kernels.cpu.ragged import Ragged
+from ramet.kernels.cpu.room import Drawn, Room, address
 from ramet.kernels.cpu.sources import ARM, LIBRARY
 from ramet.runtime.batch import Draws
 
@@ -28,11 +28,12 @@ U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-ABI = 1
+ABI = 2
 BLOCK = 64  # positions of a KV block; groups start and stop at multiples of it
 MOST_THREADS = 256
+_REMEMBERED = 64 << 20  # bytes of logits that are not kept alive for nothing
 BF16, INT8, INT4 = 0, 1, 2
-_X86_LEVELS, _ARM_LEVELS = ("avx2", "avx512", "avx512_vnni", "avx512_bf16"), ("neon", "neon_dot")
+_X86_LEVELS, _ARM_LEVELS = ("avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"), ("neon", "neon_dot")
 LEVELS: tuple[str, ...] = (
     "portable",
     *(_ARM_LEVELS if platform.machine() in ARM else _X86_LEVELS),
@@ -98,57 +99,6 @@ class Cache(c.Structure):
     """`RametCache`."""
 
     _fields_ = (("data", c.c_void_p), ("capacity", c.c_int64))
-
-
-_ARRAYS = (
-    *("token", "position", "slot", "qo_indptr", "kv_indptr", "kv_indices", "row"),
-    *("group_indptr", "group_segments", "group_start", "group_stop"),
-)
-
-
-_INDICES = _ARRAYS.index("kv_indices")
-
-
-class Ragged(c.Structure):
-    """`RametBatch`. It keeps what it points to: kv_indices in `large`, all others in `small`."""
-
-    small: I32
-    large: I32
-    _fields_ = (
-        *((name, c.c_int64) for name in ("tokens", "segments", "rows", "groups", "indices", "members")),
-        *((name, c.c_void_p) for name in _ARRAYS),
-    )
-
-    @property
-    def arrays(self) -> list[I32]:
-        """What it points to, in order."""
-        three, two = (self.tokens,) * 3, (self.segments + 1,) * 2
-        lengths = (*three, *two, 0, self.rows, self.groups + 1, self.members, self.groups, self.groups)
-        parts = np.split(self.small, list(accumulate(lengths))[:-1])
-        return [self.large if i == _INDICES else part for i, part in enumerate(parts)]
-
-
-def ragged(tokens: int, segments: int, rows: int, groups: int, arrays: Sequence[NDArray[Any]]) -> Ragged:
-    """A batch of `arrays` in the order of `RametBatch`: token, position, slot, qo_indptr, kv_indptr, kv_indices, row,
-    group_indptr, group_segments, group_start, group_stop. Any integer type; the structure keeps copies, and
-    kv_indices itself where it is int32. Raises `EngineError` for an array that has not the length which the counts
-    say."""
-    indices, members = len(arrays[_INDICES]), len(arrays[8])
-    wanted = (*(tokens,) * 3, *(segments + 1,) * 2, indices, rows, groups + 1, members, groups, groups)
-    for name, array, length in zip(_ARRAYS, arrays, wanted, strict=True):
-        if array.shape != (length,):
-            raise EngineError(f"{name}: has shape {list(array.shape)}, the batch says [{length}]")
-    large = np.ascontiguousarray(arrays[_INDICES], np.int32)
-    # The others in one array: to ask numpy for an address takes a microsecond, and five after a forward, whose weights
-    # have taken the place of all code and data in the caches.
-    small = np.concatenate((*arrays[:_INDICES], *arrays[_INDICES + 1 :]), dtype=np.int32, casting="unsafe")
-    places, at = [], small.ctypes.data
-    for i, length in enumerate(wanted):
-        places.append(large.ctypes.data if i == _INDICES else at)
-        at += 0 if i == _INDICES else 4 * length
-    made = Ragged(tokens, segments, rows, groups, indices, members, *places)
-    made.small, made.large = small, large
-    return made
 
 
 class Memory:
@@ -227,7 +177,8 @@ class Pool:
         self.lib, self.threads, self._room = lib, threads, Room(16)
         handle = c.c_void_p()
         lib.check(lib.handle.ramet_pool_create(threads, c.byref(handle)), f"threads={threads}")
-        self._handle = handle
+        self._handle: Any = handle
+        self._known: tuple[F32, int] | None = None
         self._end = weakref.finalize(self, lib.handle.ramet_pool_destroy, handle)
         if level is not None:
             lib.check(lib.handle.ramet_set_level(handle, LEVELS.index(level)), f"level={level!r}")
@@ -239,6 +190,7 @@ class Pool:
 
     def close(self) -> None:
         """End the threads; nothing can be computed after this."""
+        self._handle = None
         self._end()
 
     def pack(self, kind: int, n: int, k: int, packed: U8, source: str, values: NDArray[Any], columns: I32) -> None:
@@ -269,41 +221,52 @@ class Pool:
 
     def forward(self, model: Model, cache: Cache, batch: Ragged, logits: F32) -> None:
         """Compute a batch: K and V of its tokens go to the cache, logits of its `rows` to `logits` `[rows, vocab]`."""
-        _sized("logits", logits, batch.rows * model.vocab * 4)
+        if logits.nbytes < batch.rows * model.vocab * 4:
+            raise ModelError(f"logits: have {logits.nbytes} bytes, {batch.rows} rows of {model.vocab} do not fit")
         code = self.lib.handle.ramet_forward(
-            self._open(), c.byref(model), c.byref(cache), c.byref(batch), logits.ctypes.data
+            self._open(), c.byref(model), c.byref(cache), c.byref(batch), self._at(logits)
         )
-        self.lib.check(code, f"a forward of {batch.tokens} tokens")
+        if code:
+            self.lib.check(code, f"a forward of {batch.tokens} tokens")
 
-    def choose(self, rows: Sequence[F32], allowed: Sequence[U32 | None], draws: Draws, noise: F64) -> I32:
-        """See `draw.Chooser`: a token of each row, the draws shared out to the threads."""
-        if not rows:
+    def choose(
+        self,
+        logits: F32,
+        at: I32,
+        edited: Mapping[int, F32],
+        allowed: Mapping[int, U32],
+        draws: Draws,
+        noise: F64 | None = None,
+    ) -> I32:
+        """See `draw.Chooser`: a token of each draw, which are shared out to the threads."""
+        count = len(at)
+        if not count:
             return np.zeros(0, np.int32)
-        vocab = _vocab(rows)
-        for words in allowed:
-            if words is not None:
-                _sized("allowed", words, -(-vocab // 32) * 4)
-        count = len(rows)
         room = self._room_for(count)
-        given: tuple[NDArray[Any], ...] = (draws.temperature, draws.top_p, draws.min_p, draws.top_k, noise)
-        for (name, _), values in zip(DRAWS, given, strict=True):
-            if len(values) < count:
-                raise ModelError(f"{name}: has {len(values)} values for {count} draws")
-            room.arrays[name][:count] = values[:count]
-        masked = any(words is not None for words in allowed)
-        if masked:
-            room.arrays["allowed"][:count] = [0 if words is None else words.ctypes.data for words in allowed]
-        self._draw(rows, vocab, ("token", *(("allowed",) if masked else ()), *(name for name, _ in DRAWS)))
+        drawn = room.drawn
+        drawn.edited = drawn.allowed = drawn.uniform = None
+        vocab = logits.shape[-1]
+        for name, nbytes, given in (("edited", 4 * vocab, edited), ("allowed", -(-vocab // 32) * 4, allowed)):
+            if given:
+                _point(room.arrays[name][:count], name, nbytes, given)
+                setattr(drawn, name, room.places[name])
+        if noise is None:
+            room.arrays["position"][:count] = draws.positions
+        else:
+            room.arrays["uniform"][:count] = noise
+            drawn.uniform = room.places["uniform"]
+        room.hold("draw", draws.words)
+        self._draw(drawn, logits, at)
         found: I32 = room.arrays["token"][:count].copy()
         return found
 
-    def normalisers(self, rows: Sequence[F32]) -> F64:
+    def normalisers(self, logits: F32, at: I32) -> F64:
         """See `draw.Chooser`: the log of the sum of exp of each row."""
-        if not rows:
+        if not len(at):
             return np.zeros(0, np.float64)
-        room = self._room_for(len(rows))
-        self._draw(rows, _vocab(rows), ("normaliser",))
-        found: F64 = room.arrays["normaliser"][: len(rows)].copy()
+        room = self._room_for(len(at))
+        self._draw(room.scored, logits, at)
+        found: F64 = room.arrays["normaliser"][: len(at)].copy()
         return found
 
     def _room_for(self, count: int) -> Room:
@@ -311,16 +274,29 @@ class Pool:
             self._room = Room(2 * count)
         return self._room
 
-    def _draw(self, rows: Sequence[F32], vocab: int, names: Sequence[str]) -> None:
-        """With those of the room's arrays that are named, and the logits."""
-        room = self._room
-        room.arrays["logits"][: len(rows)] = [row.ctypes.data for row in rows]
-        places = {name: room.places[name] for name in ("logits", *names)}
-        drawn = Drawn(count=len(rows), vocab=vocab, **places)
-        self.lib.check(self.lib.handle.ramet_draw(self._open(), c.byref(drawn)), f"{len(rows)} draws")
+    def _draw(self, drawn: Drawn, logits: F32, at: I32) -> None:
+        """With the rows `at` of the logits."""
+        drawn.logits = self._at(logits)
+        drawn.count = len(at)
+        drawn.rows, drawn.vocab = logits.shape
+        self._room.hold("row", at)
+        code = self.lib.handle.ramet_draw(self._open(), c.byref(drawn))
+        if code:
+            self.lib.check(code, f"{len(at)} draws")
+
+    def _at(self, logits: F32) -> int:
+        """The address of logits. Raises `ModelError` unless they are `[U, V] float32`, contiguous. A runner uses the
+        same array again and again: what is known of the last one is not asked again."""
+        if self._known is not None and self._known[0] is logits:
+            return self._known[1]
+        if logits.ndim != 2 or logits.dtype != np.float32 or not logits.flags.c_contiguous:
+            raise ModelError(f"logits: have to be contiguous rows of float32; they are {logits.dtype} {logits.shape}")
+        at = address(logits)
+        self._known = (logits, at) if logits.nbytes <= _REMEMBERED else None
+        return at
 
     def _open(self) -> Any:
-        if not self._end.alive:
+        if self._handle is None:
             raise EngineError("the pool is closed: make another one")
         return self._handle
 
@@ -341,13 +317,12 @@ def _sized(field: str, array: NDArray[Any], nbytes: int) -> None:
         raise ModelError(f"{field}: has {array.nbytes} bytes, contiguous or not, where {nbytes} contiguous are needed")
 
 
-def _vocab(rows: Sequence[F32]) -> int:
-    """Values of each of `rows`. Raises `ModelError` for rows of different lengths, or of another type than float32."""
-    vocab = len(rows[0])
-    for row in rows:
-        if row.shape != (vocab,) or row.dtype != np.float32 or not row.flags.c_contiguous:
-            raise ModelError(f"rows: have to be contiguous float32 of {vocab} values; one is {row.dtype} {row.shape}")
-    return vocab
+def _point(addresses: NDArray[Any], field: str, nbytes: int, given: Mapping[int, NDArray[Any]]) -> None:
+    """The addresses of arrays of at least `nbytes` bytes each, by draw; 0 for draws that have none."""
+    addresses[:] = 0
+    for r, array in given.items():
+        _sized(field, array, nbytes)
+        addresses[r] = array.ctypes.data
 
 
 def _declare(lib: Any) -> None:

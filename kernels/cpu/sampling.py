@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ramet.kernels.cpu.draw import draw
 from ramet.kernels.ops import Drawn
@@ -21,4 +24,9 @@ def sample(logits: torch.Tensor, draws: Draws, at: I32, targets: Targets, target
         found.target_ids,
         found.target_logprobs,
     )
-    return Drawn(torch.from_numpy(found.tokens.astype(np.int64)), *(torch.from_numpy(array) for array in rest))
+    return Drawn(torch.from_numpy(found.tokens.astype(np.int64)), *map(_tensor, rest))
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    """Torch has no tensors that cannot be written to."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

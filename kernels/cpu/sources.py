@@ -31,18 +31,22 @@ _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _QUIET = ("-Wno-maybe-uninitialized", "-Wno-uninitialized")
 _AVX512 = (*_AVX2, *_QUIET, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 _VNNI = (*_AVX512, "-mavx512vnni")
+_BF16 = (*_VNNI, "-mavx512bf16")
 
 # Sources that run on every CPU, then one for each level of instructions with the flags that only it may have.
 COMMON = (
-    *("api.cpp", "blocks.cpp", "check.cpp", "memory.cpp", "pack.cpp", "plan.cpp", "pool.cpp"),
+    *("api.cpp", "blocks.cpp", "check.cpp", "detect.cpp", "memory.cpp", "pack.cpp", "plan.cpp", "pool.cpp"),
     "level_portable.cpp",
 )
 X86_LEVELS: dict[str, tuple[str, ...]] = {
     "level_avx2.cpp": _AVX2,
     "level_avx512.cpp": _AVX512,
     "level_avx512_vnni.cpp": _VNNI,
-    "level_avx512_bf16.cpp": (*_VNNI, "-mavx512bf16"),
+    "level_avx512_bf16.cpp": _BF16,
+    "level_amx.cpp": (*_BF16, "-mamx-tile", "-mamx-int8"),
 }
+# Without its flags such a source is an empty level: for compilers and assemblers (before 2020) that do not know them.
+OPTIONAL = ("level_amx.cpp",)
 ARM_LEVELS: dict[str, tuple[str, ...]] = {
     "level_neon.cpp": (),
     "level_neon_dot.cpp": ("-march=armv8.2-a+dotprod",),

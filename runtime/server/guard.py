@@ -38,8 +38,8 @@ class Guard:
 
     Refuses: a missing or wrong key (401), a Host that is not ours on loopback (403: DNS rebinding), a page of a foreign
     origin (403), a header that matters twice and control characters in a path (400), compressed bodies (415), bodies
-    over `max_body` as they arrive (413), bodies that take longer than `body_timeout` (408). Routes of control check
-    `Caller.admin` themselves (`wire.admin_of`).
+    over `max_body` as they arrive (413), bodies that take longer than `body_timeout` (408). What refuses a body ends
+    its connection. Routes of control check `Caller.admin` themselves (`wire.admin_of`).
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -68,13 +68,17 @@ class Guard:
             await _refuse(failure, caller, scope, receive, send)
             return
         scope["ramet.caller"] = caller
-        sent = _Sent(send)
+        sent = _Sent(send, limited)
+        refused: Failure | None = None
         try:
             await self._app(scope, limited, sent)
-        except Failure as failure:  # raised by the body's limits, on the way through the application
+        except Failure as failure:  # for which the application has no answer
             if sent.begun:
                 raise
-            await _refuse(failure, caller, scope, receive, send)
+            refused = failure
+        refused = sent.refused or refused
+        if refused is not None:
+            await _refuse(refused, caller, scope, receive, send)
 
     # -- where from
 
@@ -131,7 +135,8 @@ class Guard:
     def _limited(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
         if scope["type"] != "http":
             return receive
-        if headers.get(b"content-encoding", b"identity").lower() not in (b"", b"identity"):
+        coded = headers.get(b"content-encoding", b"identity").lower() not in (b"", b"identity")
+        if coded or headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
             raise Failure(415, "compressed bodies are not accepted", code="unsupported_media_type")
         declared = headers.get(b"content-length", b"0")
         most = self._settings.max_body
@@ -141,7 +146,7 @@ class Guard:
 
 
 class _Body:
-    """Counts a body as it arrives, and bounds how long that takes."""
+    """Counts a body as it arrives, and bounds how long that takes; `failure` is what it was refused with."""
 
     def __init__(self, receive: Receive, most: int, seconds: float) -> None:
         self._receive = receive
@@ -150,10 +155,18 @@ class _Body:
         self._seconds = seconds
         self._ends = time.monotonic() + seconds
         self._whole = False
+        self.failure: Failure | None = None
 
     async def __call__(self) -> Message:
         if self._whole:
             return await self._receive()
+        try:
+            return await self._counted()
+        except Failure as failure:
+            self.failure = failure
+            raise
+
+    async def _counted(self) -> Message:
         try:
             async with asyncio.timeout(max(0.0, self._ends - time.monotonic())):
                 message = await self._receive()
@@ -169,15 +182,23 @@ class _Body:
 
 
 class _Sent:
-    """Remembers whether an answer has begun."""
+    """Passes an answer on. Once its body was refused, no answer of the application begins: the guard has a word for
+    that, after which it ends the connection, on which the rest of the body may still be coming."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, body: Receive) -> None:
         self._send = send
+        self._body = body
         self.begun = False
 
+    @property
+    def refused(self) -> Failure | None:
+        """What the body was refused with, unless an answer had begun by then."""
+        return None if self.begun or not isinstance(self._body, _Body) else self._body.failure
+
     async def __call__(self, message: Message) -> None:
-        self.begun = True
-        await self._send(message)
+        if self.begun or self.refused is None:
+            self.begun = True
+            await self._send(message)
 
 
 def _too_large(most: int) -> Failure:

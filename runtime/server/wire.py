@@ -20,6 +20,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ramet.runtime.server.call import Caller
@@ -27,6 +28,7 @@ from ramet.runtime.server.failures import Failure, of
 from ramet.runtime.server.settings import Settings
 from ramet.runtime.server.strict_json import parsed
 
+GONE = "the client went away"
 KEEP_ALIVE = 15.0  # seconds without an event after which a comment is sent
 LOWEST = -9999.0  # what -inf becomes in JSON
 MAX_NOTES = 8  # unknown fields that are spoken of one by one
@@ -144,7 +146,10 @@ class StrictRoute(APIRoute):
             kind = request.headers.get("content-type", "").lower()
             if kind.startswith(_FORMS):
                 raise Failure(415, "forms are not accepted; send JSON", code="unsupported_media_type")
-            raw = await request.body()
+            try:
+                raw = await request.body()
+            except ClientDisconnect:
+                raise Failure(499, GONE, type="aborted", code="client_closed_request") from None
             value = await parsed(raw) if raw.strip() else {}
             headers = [(k, v) for k, v in request.scope["headers"] if k != b"content-type"]
             scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
@@ -169,7 +174,7 @@ async def attended(request: Request, work: Awaitable[Answer]) -> Answer:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             leaving.result()  # why the body could not be read, if that is it
-            raise Failure(499, "the client went away", type="aborted", code="client_closed_request")
+            raise Failure(499, GONE, type="aborted", code="client_closed_request")
         return task.result()
     finally:
         for each in (task, leaving):

@@ -28,23 +28,9 @@ class Part:
 def draws(rows: Sequence[int], **fields: object) -> Draws:
     """Draws from `rows`; greedy and without any option unless `fields` says otherwise (a scalar is used for all)."""
     n = len(rows)
-    types = Draws.__annotations__
-    values: dict[str, object] = {"rows": rows, "into": range(n), "positions": 0, "seeds": 0, "temperature": 0.0}
-    values |= {
-        "top_p": 1.0,
-        "top_k": 0,
-        "min_p": 0.0,
-        "frequency": 0.0,
-        "presence": 0.0,
-        "repetition": 1.0,
-        "logprobs": -1,
-    }
-    values |= {name: value for name, value in fields.items() if name != "bias"}
-    dtypes = {"I32": np.int32, "I64": np.int64, "U64": np.uint64, "F32": np.float32}
-    arrays = {
-        name: np.zeros(n, dtypes[types[name]]) + np.array(value, dtypes[types[name]]) for name, value in values.items()
-    }
-    return Draws(**arrays, bias=fields.get("bias", ()))
+    positions = np.zeros(n, np.int64) + np.array(fields.pop("positions", 0), np.int64)
+    into = np.zeros(n, np.int32) + np.array(fields.pop("into", range(n)), np.int32)
+    return Draws.of(np.array(rows, np.int32), into, positions, **fields)
 
 
 def batch(

@@ -41,7 +41,7 @@ class Native:
         arrays = (found.logprobs, found.top_ids, found.top_logprobs)
         scored = (found.targets, found.target_ids, found.target_logprobs)
         return Drawn(
-            torch.from_numpy(found.tokens.astype(np.int64)), *(torch.from_numpy(x) for x in (*arrays, *scored))
+            torch.from_numpy(found.tokens.astype(np.int64)), *(torch.from_numpy(x.copy()) for x in (*arrays, *scored))
         )
 
 
@@ -55,6 +55,7 @@ def native_levels() -> list[str]:
 Impl = ModuleType | Native
 LEVELS = native_levels()
 NATIVE = [Native(level) for level in LEVELS]
+FIRST = np.zeros(1, np.int32)  # the row of logits that is drawn from
 BOTH = pytest.mark.parametrize(
     "impl", [reference, cpu, *NATIVE], ids=["reference", "cpu", *(f"native {level}" for level in LEVELS)]
 )
@@ -379,35 +380,54 @@ def test_native_draws_are_those_of_the_definition(native: Native, data: st.DataO
         return
     one = draws([0], temperature=[temperature], top_k=[k], top_p=[p], min_p=[least])
     for chooser in (native.pool, NumpyChooser()):
-        assert chooser.choose([x], [words], one, np.array([u])).tolist() == [target]
+        allowed = {} if words is None else {0: words}
+        assert chooser.choose(x[None], FIRST, {}, allowed, one, np.array([u])).tolist() == [target]
 
 
 @pytest.mark.parametrize("native", NATIVE, ids=LEVELS)
 def test_native_draws_do_not_depend_on_their_neighbours(native: Native) -> None:
     random = np.random.default_rng(0)
-    rows = [(random.standard_normal(5000) * 3).astype(np.float32) for _ in range(24)]
+    rows = (random.standard_normal((24, 5000)) * 3).astype(np.float32)
     noise = random.random(24)
     fields = {"temperature": [1.0] * 24, "top_k": [0, 40, 0] * 8, "top_p": [1.0, 0.9] * 12}
     fields["min_p"] = [0.0, 0.0, 0.0, 0.1] * 6
-    together = native.pool.choose(rows, [None] * 24, draws(range(24), **fields), noise).tolist()
+    order = np.arange(24, dtype=np.int32)
+    together = native.pool.choose(rows, order, {}, {}, draws(range(24), **fields), noise).tolist()
     alone = []
     for r in range(24):
         one = draws([0], **{name: [values[r]] for name, values in fields.items()})
-        alone += native.pool.choose([rows[r]], [None], one, noise[r : r + 1]).tolist()
+        alone += native.pool.choose(rows[r : r + 1], FIRST, {}, {}, one, noise[r : r + 1]).tolist()
     assert together == alone
     assert len(set(together)) > 5
+    own = draws(range(24), seeds=range(24), positions=range(7, 31), **fields)
+    assert native.pool.choose(rows, order, {}, {}, own).tolist() == (
+        native.pool.choose(rows, order, {}, {}, own, uniforms(own.seeds, own.positions)).tolist()
+    )
+    edited = {r: rows[23 - r] for r in range(0, 24, 2)}
+    turned = native.pool.choose(rows, order[::-1].copy(), edited, {}, draws(range(24), **fields), noise)
+    assert (
+        turned.tolist()
+        == native.pool.choose(rows, order[::-1].copy(), {}, {}, draws(range(24), **fields), noise).tolist()
+    )
 
 
 @pytest.mark.skipif(not NATIVE, reason="built without a compiler")
 def test_native_draws_refuse_what_does_not_fit() -> None:
-    pool, row = NATIVE[0].pool, np.zeros(40, np.float32)
-    with pytest.raises(ModelError, match="rows: have to be contiguous float32 of 40"):
-        pool.choose([row, row[:8]], [None, None], draws(range(2)), np.zeros(2))
+    pool, rows, no = NATIVE[0].pool, np.zeros((1, 40), np.float32), np.zeros(1)
+    with pytest.raises(ModelError, match="logits: have to be contiguous rows of float32; they are float64"):
+        pool.choose(rows.astype(np.float64), FIRST, {}, {}, draws([0]), no)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="allowed: has 4 bytes"):
-        pool.choose([row], [np.zeros(1, np.uint32)], draws([0]), np.zeros(1))
+        pool.choose(rows, FIRST, {}, {0: np.zeros(1, np.uint32)}, draws([0]), no)
+    with pytest.raises(ModelError, match="edited: has 156 bytes"):
+        pool.choose(rows, FIRST, {0: rows[0, :39]}, {}, draws([0]), no)
+    for wrong in (-1, 1):  # a row that is none
+        with pytest.raises(EngineError, match="an index or an offset of the batch"):
+            pool.choose(rows, FIRST + np.int32(wrong), {}, {}, draws([0]), no)
+        with pytest.raises(EngineError, match="an index or an offset of the batch"):
+            pool.normalisers(rows, FIRST + np.int32(wrong))
     with pytest.raises(EngineError, match="an index or an offset of the batch"):
-        pool.choose([row], [None], draws([0], temperature=[-1.0]), np.zeros(1))
+        pool.choose(rows, FIRST, {}, {}, draws([0], temperature=[-1.0]), no)
     never = draws([0], temperature=[1.0], top_p=[0.0])
-    assert pool.choose([np.arange(40, dtype=np.float32)], [None], never, np.array([0.99])).tolist() == [39]
-    assert pool.choose([], [], draws([]), np.zeros(0)).tolist() == []
-    assert pool.normalisers([np.zeros(40, np.float32)])[0] == pytest.approx(np.log(40), rel=1e-6)
+    assert pool.choose(np.arange(40, dtype=np.float32)[None], FIRST, {}, {}, never, np.array([0.99])).tolist() == [39]
+    assert pool.choose(rows, FIRST[:0], {}, {}, draws([]), no[:0]).tolist() == []
+    assert pool.normalisers(rows, FIRST)[0] == pytest.approx(np.log(40), rel=1e-6)

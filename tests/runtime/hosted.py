@@ -61,7 +61,7 @@ class HostSteps(TritonSteps):
         for n, name in enumerate(FIELDS):
             wide = n < 2
             column = 1 + 2 * n if wide else 3 + n
-            values = getattr(draws, name).view(np.int32).reshape(len(draws), -1)
+            values = np.ascontiguousarray(getattr(draws, name)).view(np.int32).reshape(len(draws), -1)
             words[: len(draws), column : column + 1 + wide] = values
         return Packed(words.reshape(-1), "plain", bucket)
 
@@ -76,12 +76,10 @@ class HostSteps(TritonSteps):
             width = np.dtype(dtype).itemsize // 4
             return np.ascontiguousarray(table[:, at : at + width]).view(dtype).reshape(n)
 
-        zeros = np.zeros(n, np.float32)
         fields = {"positions": column(1, np.int64), "seeds": column(3, np.uint64), "temperature": column(5, np.float32)}
         fields |= {"top_p": column(6, np.float32), "top_k": column(7, np.int32), "min_p": column(8, np.float32)}
         none = np.full(n, -1, np.int32)
-        rest = {"frequency": zeros, "presence": zeros, "repetition": zeros + 1, "logprobs": none}
-        return Draws(rows=none, into=none, **fields, **rest), column(0, np.int32), Masks()
+        return Draws.of(rows=none, into=none, **fields), column(0, np.int32), Masks()
 
     def draw(self, logits: torch.Tensor, view: Any) -> torch.Tensor:
         draws, at, masks = view

@@ -28,3 +28,22 @@ def test_an_engine_says_that_it_is_ready_when_it_has_settled() -> None:
     assert left < 1000
     assert told == ["hello"]
     assert seconds <= 0.002
+
+
+UNCOLLECTED = """
+import gc, json
+gc.disable()
+from ramet.runtime import process
+still = gc.isenabled()
+process._settled(lambda hello: None)("hello")
+print(json.dumps([still, gc.isenabled(), gc.get_freeze_count()]))
+"""
+
+
+def test_a_collector_that_was_off_while_the_engine_started_is_on_when_it_serves() -> None:
+    still, after, frozen = run(UNCOLLECTED)
+    assert (still, after) == (False, True) and frozen > 10_000
+
+
+def test_importing_the_engine_leaves_the_collector_alone() -> None:
+    assert run("import gc, json\nfrom ramet.runtime import process\nprint(json.dumps([gc.isenabled()]))") == [True]

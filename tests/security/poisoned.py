@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from ramet.runtime.batch import RECORD
 from ramet.runtime.engine import EngineCore
 from ramet.runtime.native import NativeRunner
 from ramet.runtime.runner import TorchRunner
@@ -52,9 +53,8 @@ def spoil(core: EngineCore) -> None:
     rows = np.array(
         [row for row in rows.tolist() if parameters.tasks[row] not in live], np.int64
     )  # of nobody who waits
-    parameters._floats[:, rows] = np.nan
-    parameters._ints[:, rows] = NONSENSE
-    parameters._seeds[rows] = NONSENSE
+    for name, (kind, _) in (RECORD.fields or {}).items():
+        parameters._records[name][rows] = np.nan if kind == np.float32 else NONSENSE
     for program in core.programs.live.values():
         for seq in program.sequences.values():
             seq.buffer[seq.known + len(getattr(seq.task, "guess", ())) :] = NONSENSE

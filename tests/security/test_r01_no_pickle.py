@@ -1,4 +1,7 @@
-"""R1: nothing in the tree can turn bytes into code. An AST walk over every file, with an empty allow-list."""
+"""R1: nothing in the tree can turn bytes into code. An AST walk over every file, with an empty allow-list.
+
+Positive controls: each forbidden thing, in each way of writing it, is found in a file that has it.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,31 @@ MODULES = {
     "joblib",
     "jsonpickle",
     "pickletools",
+    "code",
+    "codeop",
+    "copyreg",
+    "xmlrpc",
 }
 BUILTINS = {"eval", "exec"}
+PARTS = {  # modules inside packages that unpickle what they are sent, or what they are given to read
+    "multiprocessing.connection",
+    "multiprocessing.managers",
+    "multiprocessing.queues",
+    "multiprocessing.pool",
+    "torch.package",
+    "torch.serialization",
+    "torch.distributed.rpc",
+    "torch.utils.model_zoo",
+    "logging.config",
+    "torch.multiprocessing",
+}
 QUALIFIED = {
     "torch.load",
     "torch.save",
+    "torch.jit.load",
+    "torch.export.load",
     "torch.hub.load",
+    "torch.hub.load_state_dict_from_url",
     "yaml.load",
     "yaml.load_all",
     "yaml.unsafe_load",
@@ -43,8 +65,9 @@ QUALIFIED = {
     "builtins.eval",
     "builtins.exec",
 }
-ATTRIBUTES = {"recv_pyobj", "send_pyobj", "read_pickle", "to_pickle"}
+ATTRIBUTES = {"recv_pyobj", "send_pyobj", "read_pickle", "to_pickle", "load_inline", "cpp_extension"}
 KEYWORDS = {"trust_remote_code", "allow_pickle"}
+CONTEXTS = {"Queue", "JoinableQueue", "SimpleQueue", "Pipe", "Manager", "Pool"}  # of multiprocessing.get_context()
 
 
 class Walk(ast.NodeVisitor):
@@ -61,7 +84,7 @@ class Walk(ast.NodeVisitor):
         for alias in node.names:
             top = alias.name.split(".")[0]
             self._names[alias.asname or top] = alias.name if alias.asname else top
-            if top in MODULES:
+            if top in MODULES or alias.name in PARTS:
                 self._say(node, f"import {alias.name}")
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
@@ -69,7 +92,8 @@ class Walk(ast.NodeVisitor):
         for alias in node.names:
             full = f"{module}.{alias.name}"
             self._names[alias.asname or alias.name] = full
-            if module.split(".")[0] in MODULES or full in QUALIFIED or alias.name in ATTRIBUTES:
+            named = {module, full} & PARTS or full in QUALIFIED or alias.name in ATTRIBUTES
+            if module.split(".")[0] in MODULES or named:
                 self._say(node, f"from {module} import {alias.name}")
 
     def visit_Name(self, node: ast.Name) -> None:
@@ -78,19 +102,31 @@ class Walk(ast.NodeVisitor):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         full = self._dotted(node)
-        if node.attr in ATTRIBUTES or full in QUALIFIED:
+        if node.attr in ATTRIBUTES or full in QUALIFIED or any(full.startswith(part) for part in PARTS):
             self._say(node, full or node.attr)
+        made = node.value if isinstance(node.value, ast.Call) else None  # a context of multiprocessing, made in place
+        if made is not None and node.attr in CONTEXTS and self._dotted(made.func).endswith("get_context"):
+            self._say(node, node.attr)
+        self.generic_visit(node)
+
+    def visit_Dict(self, node: ast.Dict) -> None:
+        for key in node.keys:  # keywords that are handed on with **
+            if isinstance(key, ast.Constant) and key.value in KEYWORDS:
+                self._say(node, f"{key.value!r}:")
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
         for keyword in node.keywords:
             if keyword.arg in KEYWORDS:
                 self._say(node, f"{keyword.arg}=")
-        if self._dotted(node.func) == "importlib.import_module":
-            for argument in node.args[:1]:
-                constant = argument.value if isinstance(argument, ast.Constant) else None
-                if isinstance(constant, str) and constant.split(".")[0] in MODULES:
-                    self._say(node, f"import_module({constant!r})")
+        texts = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        called = self._dotted(node.func)
+        if called == "importlib.import_module" and any(text.split(".")[0] in MODULES for text in texts):
+            self._say(node, f"import_module({texts[0]!r})")
+        if called == "getattr" and {*texts} & (BUILTINS | ATTRIBUTES | {"__import__"}):
+            self._say(node, f"getattr(..., {texts[0]!r})")
+        if called == "getattr" and node.args and any(f"{self._dotted(node.args[0])}.{t}" in QUALIFIED for t in texts):
+            self._say(node, f"getattr(..., {texts[0]!r})")
         self.generic_visit(node)
 
     def _dotted(self, node: ast.expr) -> str:
@@ -119,10 +155,31 @@ def test_no_file_can_load_code_from_bytes(path):
     assert forbidden(path.read_text(encoding="utf-8")) == []
 
 
-def test_the_walk_covers_the_tree():
+OURS = {".git", ".venv", "build", "dist"}  # not of the tree: what is installed and built
+
+
+def unwalked(root: Path) -> list[str]:
+    """Python in the tree that the walk does not read: by its name, or by its first line."""
+    walked, found = set(files()), []
+    tops = [top for top in root.iterdir() if top.name not in OURS and top.suffix != ".egg-info"]
+    for path in (each for top in tops for each in ([top] if top.is_file() else top.rglob("*"))):
+        if path in walked or "__pycache__" in path.parts or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            head = file.readline(100)
+        if path.suffix in (".py", ".pyi", ".pyx", ".ipynb", ".pth") or (head[:2] == b"#!" and b"python" in head):
+            found.append(path.relative_to(root).as_posix())
+    return found
+
+
+def test_the_walk_covers_the_tree(tmp_path):
     seen = {path.relative_to(ROOT).parts[0] for path in files()}
     assert {"ramet", "frontend", "runtime", "kernels", "examples", "tests"} <= seen
     assert list(ROOT.glob("*.py")) == [ROOT / "setup.py"], "modules belong into the folders"
+    assert [name for name in unwalked(ROOT) if not name.startswith(".")] == []
+    (tmp_path / "tool").write_text("#!/usr/bin/env python3\nimport pickle\n")  # the control
+    (tmp_path / "page.ipynb").write_text("{}")
+    assert sorted(unwalked(tmp_path)) == ["page.ipynb", "tool"]
 
 
 SEEDED = [
@@ -152,6 +209,18 @@ SEEDED = [
     "import importlib\nimportlib.import_module('pickle')",
     "__import__('pickle')",
     "def f():\n    if True:\n        import marshal",
+    "import multiprocessing as mp\nmp.get_context('spawn').Queue()",
+    "from multiprocessing.connection import Client",
+    "import multiprocessing.managers",
+    "from multiprocessing import managers",
+    "import torch\ntorch.jit.load('x')",
+    "import torch\ntorch.export.load('x.pt2')",
+    "from torch import serialization\nserialization.load('x')",
+    "import torch.package as p",
+    "import torch\ngetattr(torch, 'load')('x')",
+    "import builtins\ngetattr(builtins, 'exec')('x')",
+    "AutoModel.from_pretrained('x', **{'trust_remote_code': True})",
+    "import logging.config\nlogging.config.listen()",
 ]
 
 

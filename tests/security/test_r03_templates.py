@@ -290,3 +290,29 @@ def test_what_is_rendered_is_the_servers_own_template(http: httpx.Client) -> Non
         answer = http.post("/tokenize", json={"messages": [{"role": "user", "content": content}]})
         text = http.post("/detokenize", json={"tokens": answer.json()["tokens"]}).json()["text"]
         assert content in text
+
+
+def compilations(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sources that are compiled because of requests: chats of several shapes, with tools and without."""
+    found: list[str] = []
+    inner = sandbox.compile_template
+    for module in (sandbox, template):
+        monkeypatch.setattr(module, "compile_template", lambda source: found.append(source) or inner(source))
+    tool = {"type": "function", "function": {"name": "look", "description": OTHER}}
+    for n in range(3):
+        messages = [{"role": "system", "content": f"{n}"}, *CHAT["messages"] * (2 * n + 1)]
+        assert taken(http, "/v1/chat/completions", {"messages": messages})
+        assert taken(http, "/v1/chat/completions", {"messages": messages, "tools": [tool] * (n > 0)})
+    return found
+
+
+@pytest.mark.model
+def test_the_template_is_compiled_once(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compilations(http, monkeypatch) == []
+    edge = ChatTemplate.edge  # the control: a template that is made anew for each edge
+
+    def anew(self: ChatTemplate, *args: Any) -> str:
+        return edge(ChatTemplate(self.source, context=1024, names=("<|im_start|>", "<|im_end|>")), *args)
+
+    monkeypatch.setattr(ChatTemplate, "edge", anew)
+    assert compilations(http, monkeypatch) != []

@@ -128,7 +128,7 @@ def test_a_long_text_is_not_costly() -> None:
 
 @pytest.mark.parametrize(("most", "bounded"), [(1 << 15, True), (1 << 30, False)])
 def test_the_cache_is_bounded_by_its_bound(most: int, bounded: bool) -> None:
-    compiler = Compiler(lambda: TOKENS, eos=EOS, workers=1, most_bytes=most)
+    compiler = Compiler(lambda: TOKENS, eos=EOS, workers=1, limits=SpecLimits(**PATIENT), most_bytes=most)
     for i in range(30):
         compiler.compile(ir.Regex(f"{'a' * 1000}{i}"))
     assert (compiler.bytes <= 1 << 15) == bounded

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from ramet.frontend.backends.engine import Engine
 from ramet.runtime.client import EngineClient
+from ramet.runtime.grammar.limits import SpecLimits
 from ramet.runtime.server.app import create_app
 from ramet.runtime.server.gate import GateLimits
 from ramet.runtime.server.launch import listen, uvicorn_config
@@ -27,6 +28,7 @@ from ramet.runtime.template import ChatTemplate
 
 TINY: dict[str, Any] = {"threads": 1, "dtype": "float32", "kv_tokens": 4096, "context": 1024, "device": "cpu"}
 WAIT = 60.0  # seconds until a test gives up on what hangs
+PATIENT = SpecLimits(wall_seconds=WAIT / 2, answer_seconds=WAIT / 2)  # how busy the machine is refuses no constraint
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Served:
 
 def engine_client(*, in_process: bool = True, **options: Any) -> EngineClient:
     """A client of a small engine."""
-    return start("random:tiny", {**TINY, **options}, in_process=in_process)
+    made = start("random:tiny", {**TINY, **options}, in_process=in_process)
+    made.compiler._limits = PATIENT
+    return made
 
 
 def make_app(client: EngineClient, settings: Settings, names: tuple[str, ...] = ("tiny",)) -> tuple[ASGIApp, Service]:

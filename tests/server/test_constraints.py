@@ -16,6 +16,8 @@ from ramet.runtime.grammar.compiler import Compiler
 from ramet.runtime.server.constraints import ANY_OBJECT, NAMES, concerns, constraint_of, jump_of, refused
 from ramet.runtime.server.failures import Failure
 
+from .serving import PATIENT
+
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}, "required": ["b"]}
 TEXT = json.dumps(SCHEMA)
 NAMED = {"name": "thing", "schema": SCHEMA}
@@ -41,7 +43,7 @@ FORMATS = st.fixed_dictionaries(
 @pytest.fixture(scope="module")
 def compiler() -> Iterator[Compiler]:
     tokens = [bytes([byte]) for byte in range(256)] + [b""]
-    made = Compiler(lambda: tokens, eos=[256], workers=1)
+    made = Compiler(lambda: tokens, eos=[256], workers=1, limits=PATIENT)
     yield made
     made.close()
 

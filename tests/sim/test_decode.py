@@ -33,6 +33,14 @@ SCENES = {
     ),
     "aborts and faults": Scene(rows=8, at_once=8, abort=0.1, flush=0.05, faults=0.02, shape=LONG),
 }
+CALM = Scene(rows=8, at_once=2, capacity=700, context=256, shape=Shape(tokens=60, ops=5, width=3))
+CALM_SCENES = {
+    "plain": CALM,
+    "no overlap": replace(CALM, limits=Limits(batch_tokens=16, overlap=False)),
+    "few rows": replace(CALM, rows=3),
+    "retractions": replace(CALM, capacity=400, retract=0.02, evict=0.05),
+    "aborts and faults": replace(CALM, abort=0.02, flush=0.02, faults=0.01, cut=0.02),
+}
 
 
 def flat(value: Any) -> list[object]:
@@ -78,3 +86,26 @@ def test_together_is_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         apart = batches(scene, seed, 100)
         assert together == apart
     assert sum(size > 1 for size in sizes) > 20, "next to nothing was planned together"
+
+
+@pytest.mark.parametrize("name", CALM_SCENES)
+def test_what_follows_from_the_last_batch_is_what_would_be_planned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = replace(CALM_SCENES[name], eos_rate=0.01)
+    followed: list[Batch] = []
+    following = decode.Steady.next
+
+    def counted(steady: decode.Steady, *arguments: Any) -> Batch | None:
+        batch = following(steady, *arguments)
+        followed.extend([batch] if batch is not None else ())
+        return batch
+
+    for seed in range(3):
+        monkeypatch.setattr(decode.Steady, "next", counted)
+        with_it = batches(scene, seed, 200)
+        monkeypatch.setattr(decode.Steady, "next", lambda *arguments: None)
+        assert with_it == batches(scene, seed, 200)
+    if scene.limits.overlap:
+        assert len(followed) > 50, "next to nothing followed"
+        assert sum(len(batch) > 1 for batch in followed) > 10, "no two went on together"
+    else:
+        assert not followed, "without overlap the host knows all tokens"

@@ -68,20 +68,20 @@ class Make:
         )
 
     def _draws(self, rows: I32, into: I32, positions: I32) -> Draws:
-        s, n = self.sampling, len(rows)
-        return Draws(
+        s = self.sampling
+        return Draws.of(
             rows=rows,
             into=into,
             positions=(positions[rows] + 1).astype(np.int64),
-            seeds=np.full(n, self.seed, np.uint64),
-            temperature=np.full(n, s.temperature, np.float32),
-            top_p=np.full(n, s.top_p, np.float32),
-            top_k=np.full(n, s.top_k, np.int32),
-            min_p=np.full(n, s.min_p, np.float32),
-            frequency=np.full(n, s.frequency_penalty, np.float32),
-            presence=np.full(n, s.presence_penalty, np.float32),
-            repetition=np.full(n, s.repetition_penalty, np.float32),
-            logprobs=np.full(n, s.logprobs, np.int32),
+            seeds=self.seed,
+            temperature=s.temperature,
+            top_p=s.top_p,
+            top_k=s.top_k,
+            min_p=s.min_p,
+            frequency=s.frequency_penalty,
+            presence=s.presence_penalty,
+            repetition=s.repetition_penalty,
+            logprobs=s.logprobs,
         )
 
 
@@ -155,7 +155,7 @@ def test_eos_comes_at_its_rate() -> None:
     law = Law(12, eos=(3,), eos_rate=0.25)
     prefixes = np.arange(4000, dtype=np.uint64)
     draws = Make([Segment([1], [0], 0)]).batch().draws
-    many = replace(draws, **{f: np.repeat(getattr(draws, f), 4000) for f in Draws.__slots__ if f != "bias"})
+    many = replace(draws, **{f: np.repeat(getattr(draws, f), 4000, axis=0) for f in Draws.__slots__ if f != "bias"})
     tokens = law.draw(prefixes, many, {})
     assert 0.22 < float((tokens == 3).mean()) < 0.28
     assert len(np.unique(tokens)) == 12
@@ -271,7 +271,7 @@ WRONG_BATCHES: dict[str, Break] = {
         b, draws=replace(b.draws, into=ids(1, 1), rows=ids(2, 2), positions=np.array([3, 3], np.int64))
     ),
     "draw into no row": _draw("into", 1, 4),
-    "draw fields": _draw("top_k", 0),
+    "draw words": lambda b: replace(b, draws=replace(b.draws, words=b.draws.words[:1])),
     "bias": lambda b: replace(b, draws=replace(b.draws, bias=((2, ids(1), np.zeros(1, np.float32)),))),
     "target row": lambda b: replace(b, targets=Targets(ids(5), ids(1))),
     "target tops": lambda b: replace(b, targets=Targets(ids(0), ids(1), ids(1, 1))),

@@ -1,8 +1,4 @@
 // The functions of ramet_cpu.h: they check, lay out memory, pick the level, and turn exceptions into codes.
-#if defined(__aarch64__)
-#include <sys/auxv.h>
-#endif
-
 #include <atomic>
 #include <new>
 #include <system_error>
@@ -10,6 +6,7 @@
 
 #include "blocks.h"
 #include "check.h"
+#include "detect.h"
 #include "memory.h"
 #include "numeric.h"
 #include "pack.h"
@@ -72,28 +69,13 @@ const Kernels *kernels_of(int64_t level) {
         case RAMET_AVX512: return &kernels_avx512;
         case RAMET_AVX512_VNNI: return &kernels_avx512_vnni;
         case RAMET_AVX512_BF16: return &kernels_avx512_bf16;
+        case RAMET_AMX: return &kernels_amx;
 #elif defined(__aarch64__)
         case RAMET_NEON: return &kernels_neon;
         case RAMET_NEON_DOT: return &kernels_neon_dot;
 #endif
         default: return nullptr;
     }
-}
-
-int64_t best_level() {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return RAMET_PORTABLE;
-    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (!wide) return RAMET_AVX2;
-    if (!__builtin_cpu_supports("avx512vnni")) return RAMET_AVX512;
-    return __builtin_cpu_supports("avx512bf16") ? RAMET_AVX512_BF16 : RAMET_AVX512_VNNI;
-#elif defined(__aarch64__)
-    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? RAMET_NEON_DOT : RAMET_NEON;
-#else
-    return RAMET_PORTABLE;
-#endif
 }
 
 // One forward, packing or product at a time.
@@ -235,7 +217,8 @@ const char *ramet_level_name(int64_t level) {
 #if defined(__aarch64__)
     static const char *const names[RAMET_LEVELS] = {"portable", "neon", "neon_dot"};
 #else
-    static const char *const names[RAMET_LEVELS] = {"portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
+    static const char *const names[RAMET_LEVELS] = {"portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16",
+                                                    "amx"};
 #endif
     return level >= 0 && level < RAMET_LEVELS ? names[level] : "unknown";
 }
@@ -244,8 +227,9 @@ int64_t ramet_pool_create(int64_t threads, RametPool **pool) {
     if (!pool) return RAMET_NULL;
     if (threads < 1 || threads > RAMET_MOST_THREADS) return RAMET_THREADS;
     return guarded([&]() -> int64_t {
+        const int64_t level = best_level();  // before there are threads
         *pool = new RametPool(static_cast<int>(threads));
-        return ramet_set_level(*pool, best_level());
+        return ramet_set_level(*pool, level);
     });
 }
 

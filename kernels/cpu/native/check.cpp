@@ -125,15 +125,16 @@ int64_t check_batch(const RametModel &model, const RametCache &cache, const Rame
 }
 
 int64_t check_draws(const RametDraws &draws) {
-    if (draws.count < 0 || draws.vocab < 1 || draws.vocab > INT32_MAX / 2) return RAMET_SHAPE;
-    if (!draws.logits) return RAMET_NULL;
+    if (draws.count < 0 || draws.vocab < 1 || draws.vocab > INT32_MAX / 2 || draws.rows < 0) return RAMET_SHAPE;
+    if (!draws.logits || !draws.row) return RAMET_NULL;
     for (int64_t i = 0; i < draws.count; i++)
-        if (!draws.logits[i]) return RAMET_NULL;
+        if (draws.row[i] < 0 || draws.row[i] >= draws.rows) return RAMET_BATCH;
     if (!draws.token) return RAMET_OK;
-    if (!draws.temperature || !draws.top_p || !draws.min_p || !draws.top_k || !draws.uniform) return RAMET_NULL;
+    if (!draws.draw || !(draws.uniform || draws.position)) return RAMET_NULL;
     for (int64_t i = 0; i < draws.count; i++) {
-        const bool numbers = draws.temperature[i] >= 0 && draws.top_p[i] >= 0 && draws.min_p[i] <= 1;
-        if (!numbers || !(draws.uniform[i] >= 0 && draws.uniform[i] < 1)) return RAMET_BATCH;
+        const RametDraw &draw = draws.draw[i];
+        const bool numbers = draw.temperature >= 0 && draw.top_p >= 0 && draw.min_p <= 1;
+        if (!numbers || (draws.uniform && !(draws.uniform[i] >= 0 && draws.uniform[i] < 1))) return RAMET_BATCH;
     }
     return RAMET_OK;
 }

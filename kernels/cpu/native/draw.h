@@ -47,6 +47,24 @@ inline Scratch scratch_at(char *at, int64_t vocab) {
     return s;
 }
 
+inline const float *drawn_from(const RametDraws &draws, int64_t index) {
+    const float *edited = draws.edited ? draws.edited[index] : nullptr;
+    return edited ? edited : draws.logits + draws.row[index] * draws.vocab;
+}
+
+inline uint64_t mixed(uint64_t z) {
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
+}
+
+inline double uniform_of(const RametDraws &draws, int64_t index) {
+    if (draws.uniform) return draws.uniform[index];
+    constexpr uint64_t golden = 0x9E3779B97F4A7C15u;
+    const uint64_t position = static_cast<uint64_t>(draws.position[index]);
+    return static_cast<double>(mixed(mixed(draws.draw[index].seed + golden) + position * golden) >> 12) * 0x1p-52;
+}
+
 // One draw of one thread.
 class Draw {
    public:
@@ -54,13 +72,14 @@ class Draw {
         : s_(scratch),
           vocab_(draws.vocab),
           spans_(round_up(draws.vocab, kSpan) / kSpan),
-          k_(draws.top_k[index]),
-          temperature_(draws.temperature[index]),
-          p_(draws.top_p[index]),
-          least_(draws.min_p[index]),
-          uniform_(draws.uniform[index]) {
+          k_(draws.draw[index].top_k),
+          temperature_(draws.draw[index].temperature),
+          p_(draws.draw[index].top_p),
+          least_(draws.draw[index].min_p),
+          uniform_(uniform_of(draws, index)) {
         const uint32_t *allowed = draws.allowed ? draws.allowed[index] : nullptr;
-        x_ = allowed || vocab_ % kSpan ? copied(draws.logits[index], allowed) : draws.logits[index];
+        const float *x = drawn_from(draws, index);
+        x_ = allowed || vocab_ % kSpan ? copied(x, allowed) : x;
     }
 
     int32_t token() {
@@ -307,7 +326,7 @@ struct Drawing {
 
     void make(int64_t i, const Scratch &scratch) const {
         if (draws->token) draws->token[i] = Draw(*draws, i, scratch).token();
-        if (draws->normaliser) draws->normaliser[i] = normaliser(draws->logits[i], draws->vocab);
+        if (draws->normaliser) draws->normaliser[i] = normaliser(drawn_from(*draws, i), draws->vocab);
     }
 };
 

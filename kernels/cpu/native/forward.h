@@ -42,6 +42,7 @@ template <class Use>
 inline void linear(Team &team, const RametWeight &weight, const Acts &acts, int64_t rows, Use use) {
     const int64_t count = panels(weight), fair = most<int64_t>(1, count / (4 * team.threads()));
     const int64_t unit = least(fair, most<int64_t>(1, kClaimBytes / panel_bytes(weight.kind, acts.k)));
+    const TileRegisters tiles(weight.kind, rows);
     each(team, count, unit, [&](int64_t panel) {
         multiply(weight, panel, acts, 0, rows, [&](int64_t row, const float *out) { use(panel, row, out); });
     });
@@ -137,6 +138,7 @@ class Forward {
     void gated(const RametLayer &layer) {
         const Acts from = inputs(layer.gate_up), to = inner(layer.down);
         float *part = reinterpret_cast<float *>(memory_);
+        const TileRegisters tiles(layer.gate_up.kind, tokens_);
         each(team_, layer.gate_up.n / (2 * kGroup), 1, [&](int64_t group) {
             for (int64_t first = 0; first < tokens_; first += kRowChunk) {
                 const int64_t last = least(tokens_, first + kRowChunk);

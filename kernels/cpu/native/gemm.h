@@ -5,14 +5,23 @@
 
 #include "step.h"
 
+#if defined(__AMX_INT8__)
+#include "gemm_amx.h"
+#endif
+
 namespace ramet {
 namespace {
 
+#if !defined(__AMX_INT8__)
+// Levels without AMX have no tile registers to make ready.
+struct TileRegisters {
+    TileRegisters(int64_t, int64_t) {}
+};
+constexpr int kTileRows = 0;
+#endif
+
 constexpr int64_t kAhead = 3072;  // bytes of a panel that are asked for ahead of use when few rows hide no latency
 constexpr int kFewRows = 4;
-
-constexpr int64_t kInt8Group = kGroup * kPanel + kPanel * 2;          // weights, scales
-constexpr int64_t kInt4Group = kHalf * kPanel / 2 + 2 * kPanel * 2;   // nibbles, scales, minima
 
 // What a tile reads: M rows of activations and one panel.
 struct Tile {
@@ -163,13 +172,21 @@ inline void add_bias(const RametWeight &weight, int64_t panel, int64_t rows, flo
         for (int64_t j = 0; j < width; j++) out[i * kPanel + j] += weight.bias[panel * kPanel + j];
 }
 
-// use(row, outputs[32]) for rows first..last-1 of one panel, in tiles of nearly equal height.
+// use(row, outputs[32]) for rows first..last-1 of one panel: by AMX where there are enough of them, the others in tiles
+// of nearly equal height.
 template <class Use>
 inline void multiply(const RametWeight &weight, int64_t panel, const Acts &acts, int64_t first, int64_t last, Use use) {
     constexpr int kTall = most(kTileBf16, kTileInt8);
-    alignas(64) float out[kTall * kPanel];
+    alignas(64) float out[most(kTall, kTileRows) * kPanel];
     const int64_t height = weight.kind == RAMET_BF16 ? kTileBf16 : kTileInt8;
     const char *data = static_cast<const char *>(weight.data) + panel * panel_bytes(weight.kind, acts.k);
+#if defined(__AMX_INT8__)
+    for (int64_t rows; (rows = tiled_rows(weight.kind, last - first)) > 0; first += rows) {
+        tiled(weight.kind, acts, first, rows, data, out);
+        if (weight.bias) add_bias(weight, panel, rows, out);
+        for (int64_t i = 0; i < rows; i++) use(first + i, out + i * kPanel);
+    }
+#endif
     for (int64_t row = first, left = (last - first + height - 1) / height; row < last; left--) {
         const int64_t rows = (last - row + left - 1) / left;
         tiles_of<kTall>(weight.kind, rows, Tile{&acts, row, data}, out);

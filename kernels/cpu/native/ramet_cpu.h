@@ -22,7 +22,7 @@ extern "C" {
 #define RAMET_API
 #endif
 
-#define RAMET_ABI 1
+#define RAMET_ABI 2
 #define RAMET_BLOCK 64 /* positions of one KV block; groups start and stop at multiples of it */
 #define RAMET_ALIGN 64 /* alignment in bytes of packed weights, KV pool and logits that is fastest; none is needed */
 
@@ -54,9 +54,10 @@ enum {
     RAMET_AVX2 = 1,        /* AVX2, FMA, F16C */
     RAMET_AVX512 = 2,      /* AVX-512 F, BW, DQ, VL */
     RAMET_AVX512_VNNI = 3, /* and VNNI: 8-bit products */
-    RAMET_AVX512_BF16 = 4  /* and BF16 products */
+    RAMET_AVX512_BF16 = 4, /* and BF16 products */
+    RAMET_AMX = 5          /* and AMX: 8-bit products of many rows in tiles */
 };
-#define RAMET_LEVELS 5
+#define RAMET_LEVELS 6
 #endif
 
 /* Kinds of packed weights. A matrix of n outputs and k inputs is stored in panels of 32 outputs, k rounded up to a
@@ -130,19 +131,30 @@ typedef struct RametBatch {
     const int32_t *group_start, *group_stop;      /* [groups] */
 } RametBatch;
 
-/* Draws from rows of logits. Draw i takes row logits[i] (vocab values), of which allowed[i] (vocab bits, bit b of word w
- * is token 32 w + b; null: all) may be chosen, and writes token[i]: -1 when a nan is among them or the largest of them
- * is not finite. temperature 0, or top_k 1, takes the first of the largest; else the token is the first whose cumulated
- * probability exceeds uniform[i], of those that top_k (0: all), then top_p, then min_p leave. normaliser[i] is the log
- * of the sum of exp of the whole row, nan where that is no number. token or normaliser may be null: not wanted; for
- * normalisers alone the arrays from allowed to uniform may be null. */
+/* Draws from rows of logits. Draw i takes row row[i] of the logits, or edited[i], of which allowed[i] (vocab bits, bit b of
+ * word w is token 32 w + b; null: all) may be chosen, and writes token[i]: -1 when a nan is among them or the largest of
+ * them is not finite. temperature 0, or top_k 1, takes the first of the largest; else the token is the first whose
+ * cumulated probability exceeds uniform[i], of those that top_k (0: all), then top_p, then min_p leave. normaliser[i] is
+ * the log of the sum of exp of the whole row, nan where that is no number. token or normaliser may be null: not wanted;
+ * for normalisers alone the arrays from allowed to uniform may be null. The uniform number of a seed and a position is
+ * defined in kernels/noise.py. */
+typedef struct RametDraw { /* how a token is drawn; the fields around the first four of 32 bits are the caller's */
+    uint64_t seed;
+    float temperature, top_p, min_p;
+    int32_t top_k;
+    float frequency, presence, repetition;
+    int32_t logprobs;
+} RametDraw;
+
 typedef struct RametDraws {
-    int64_t count, vocab;
-    const float *const *logits;                /* [count] */
+    int64_t count, vocab, rows;
+    const float *logits;                       /* [rows][vocab] */
+    const int32_t *row;                        /* [count], of logits */
+    const float *const *edited;                /* [count] or null: what to draw from instead of the row, or null */
     const uint32_t *const *allowed;            /* [count] or null */
-    const float *temperature, *top_p, *min_p;  /* [count] */
-    const int32_t *top_k;                      /* [count] */
-    const double *uniform;                     /* [count], 0 <= u < 1 */
+    const RametDraw *draw;                     /* [count] */
+    const int64_t *position;                   /* [count]: where the token will stand */
+    const double *uniform;                     /* [count], 0 <= u < 1; null: those of (seed, position) */
     int32_t *token;                            /* [count] */
     double *normaliser;                        /* [count] */
 } RametDraws;

@@ -12,6 +12,8 @@ class Team;
 constexpr int64_t kPanel = 32;       // outputs of a panel of weights
 constexpr int64_t kGroup = 64;       // activations that share a scale; inputs are padded to a multiple of it
 constexpr int64_t kHalf = 32;        // activations that share a sum; weights of an INT4 group
+constexpr int64_t kInt8Group = kGroup * kPanel + kPanel * 2;         // bytes of a panel: weights, scales
+constexpr int64_t kInt4Group = kHalf * kPanel / 2 + 2 * kPanel * 2;  // nibbles, scales, minima
 constexpr int64_t kBlock = RAMET_BLOCK;
 constexpr int64_t kMostRows = 96;    // query rows of a work item of attention
 constexpr int64_t kRowChunk = 256;   // tokens whose MLP activations a thread holds at a time
@@ -79,6 +81,7 @@ int64_t draw_bytes(int64_t vocab);  // that a thread needs for drawing
 extern const Kernels kernels_portable;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_vnni, kernels_avx512_bf16;
+extern const Kernels kernels_amx;  // null functions where the compiler did not know AMX
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon, kernels_neon_dot;
 #endif

@@ -1,5 +1,6 @@
 // A program for sanitizer builds: packs random weights of every kind and computes random ragged batches, with groups,
-// at every level that the machine has. In: nothing. Out: "ok" and status 0, or what the sanitizer found.
+// at every level that the machine has. In: nothing. Out: "ok", the highest level and status 0, or what the sanitizer
+// found.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -144,24 +145,31 @@ void random_batch(RametPool *pool, const Case &c) {
 
 void random_draws(RametPool *pool) {
     const int64_t count = pick(1, 9), vocab = pick(1, 700);
-    std::vector<float> logits(static_cast<size_t>(count * vocab)), temperature, top_p, min_p;
+    std::vector<float> logits(static_cast<size_t>(count * vocab));
     for (float &x : logits) x = static_cast<float>(pick(-300, 300)) / static_cast<float>(pick(1, 50));
     std::vector<uint32_t> bits(static_cast<size_t>((vocab + 31) / 32), 0x5a5a5a5bu);
-    std::vector<const float *> rows;
+    std::vector<RametDraw> draw;
+    std::vector<int64_t> position;
+    std::vector<const float *> edited;
     std::vector<const uint32_t *> allowed;
-    std::vector<int32_t> top_k, token(static_cast<size_t>(count), -2);
+    std::vector<int32_t> row, token(static_cast<size_t>(count), -2);
     std::vector<double> uniform, normaliser(static_cast<size_t>(count));
     for (int64_t i = 0; i < count; i++) {
-        rows.push_back(logits.data() + i * vocab);
+        row.push_back(static_cast<int32_t>(pick(0, count - 1)));
+        edited.push_back(pick(0, 1) ? logits.data() + i * vocab : nullptr);
         allowed.push_back(pick(0, 1) ? bits.data() : nullptr);
-        temperature.push_back(static_cast<float>(pick(0, 20)) / 10.0f);
-        top_p.push_back(static_cast<float>(pick(0, 4)) / 4.0f);
-        min_p.push_back(static_cast<float>(pick(0, 3)) / 10.0f);
-        top_k.push_back(static_cast<int32_t>(pick(0, 1) * pick(1, 800)));
+        position.push_back(pick(0, 1 << 20));
+        RametDraw how{};
+        how.seed = static_cast<uint64_t>(pick(0, 1 << 30)) * 0x9E3779B97F4A7C15u;
+        how.temperature = static_cast<float>(pick(0, 20)) / 10.0f;
+        how.top_p = static_cast<float>(pick(0, 4)) / 4.0f;
+        how.min_p = static_cast<float>(pick(0, 3)) / 10.0f;
+        how.top_k = static_cast<int32_t>(pick(0, 1) * pick(1, 800));
+        draw.push_back(how);
         uniform.push_back(static_cast<double>(pick(0, 999)) / 1000.0);
     }
-    const RametDraws draws{count,        vocab,        rows.data(),  allowed.data(), temperature.data(), top_p.data(),
-                           min_p.data(), top_k.data(), uniform.data(), token.data(),   normaliser.data()};
+    const RametDraws draws{count,       vocab,         count,          logits.data(), row.data(), edited.data(), allowed.data(),
+                           draw.data(), position.data(), pick(0, 1) ? uniform.data() : nullptr, token.data(), normaliser.data()};
     must(ramet_draw(pool, &draws), "draw");
     for (const int32_t id : token)
         if (id < 0 || id >= vocab) must(-1, "a token that does not exist");
@@ -198,6 +206,6 @@ int main(int count, char **arguments) {
             ramet_pool_destroy(pool);
         }
     }
-    std::puts("ok");
+    std::printf("ok %s\n", ramet_level_name(ramet_features()));
     return 0;
 }

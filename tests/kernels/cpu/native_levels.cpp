@@ -195,22 +195,24 @@ struct Model {
 Ints drawn(RametPool *pool, Random &random, int64_t count, int64_t vocab) {
     const Floats logits = random.values(count * vocab, 6.0f);
     std::vector<uint32_t> bits(static_cast<size_t>((vocab + 31) / 32), 0x6b5a5a5bu);
-    std::vector<const float *> rows;
+    std::vector<RametDraw> draw;
     std::vector<const uint32_t *> allowed;
-    Floats temperature, top_p, min_p;
-    Ints top_k, token(static_cast<size_t>(count), -2);
-    std::vector<double> uniform, normaliser(static_cast<size_t>(count));
+    Ints row = upto(count), token(static_cast<size_t>(count), -2);
+    std::vector<int64_t> position;
+    std::vector<double> normaliser(static_cast<size_t>(count));
     for (int64_t i = 0; i < count; i++) {
-        rows.push_back(logits.data() + i * vocab);
+        position.push_back(i * 977);
         allowed.push_back(i % 3 ? nullptr : bits.data());
-        temperature.push_back(static_cast<float>(random.below(5)) / 4.0f);
-        top_p.push_back(i % 2 ? 1.0f : 0.9f);
-        min_p.push_back(i % 5 ? 0.0f : 0.05f);
-        top_k.push_back(i % 4 ? 0 : static_cast<int32_t>(1 + random.below(50)));
-        uniform.push_back(static_cast<double>(random.below(1 << 20)) / (1 << 20));
+        RametDraw how{};
+        how.seed = static_cast<uint64_t>(random.below(1 << 20)) << 40;
+        how.temperature = static_cast<float>(random.below(5)) / 4.0f;
+        how.top_p = i % 2 ? 1.0f : 0.9f;
+        how.min_p = i % 5 ? 0.0f : 0.05f;
+        how.top_k = i % 4 ? 0 : static_cast<int32_t>(1 + random.below(50));
+        draw.push_back(how);
     }
-    const RametDraws draws{count,        vocab,        rows.data(),  allowed.data(), temperature.data(), top_p.data(),
-                           min_p.data(), top_k.data(), uniform.data(), token.data(),   normaliser.data()};
+    const RametDraws draws{count,       vocab,         count,          logits.data(), row.data(), nullptr, allowed.data(),
+                           draw.data(), position.data(), nullptr, token.data(), normaliser.data()};
     must(ramet_draw(pool, &draws), "draw");
     return token;
 }

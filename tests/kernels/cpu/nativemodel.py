@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ramet.kernels import groups
 from ramet.kernels.cpu import library
 from ramet.kernels.cpu.library import BF16, Library, Pool
+from ramet.kernels.cpu.ragged import Ragged, ragged
 from ramet.runtime.batch import Batch
 
 F64 = NDArray[np.float64]
@@ -221,7 +222,7 @@ def _norm(x: F64, weight: Matrix | F32 | None) -> F64:
     return y
 
 
-def ragged_of(batch: Batch, rows: NDArray[np.integer], *, grouped: bool = True) -> library.Ragged:
+def ragged_of(batch: Batch, rows: NDArray[np.integer], *, grouped: bool = True) -> Ragged:
     """The batch as the library takes it, with the groups of `kernels/groups.py`."""
     shared = groups.find(batch, block=library.BLOCK, most=64) if grouped else ()
     members = [group.segments for group in shared]
@@ -238,4 +239,4 @@ def ragged_of(batch: Batch, rows: NDArray[np.integer], *, grouped: bool = True) 
         np.array([group.start for group in shared]),
         np.array([group.stop for group in shared]),
     )
-    return library.ragged(len(batch), batch.segments, len(rows), len(shared), arrays)
+    return ragged(len(batch), batch.segments, len(rows), len(shared), arrays)

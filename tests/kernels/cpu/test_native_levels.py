@@ -1,7 +1,8 @@
 """Levels of instructions against double precision, against each other, and on AArch64 in an emulator.
 
 native_levels.cpp computes the same things at every level of a CPU. Its portable level has the same bits on every
-architecture, and the levels that fuse a multiply and an add (AVX2, AVX-512, NEON) have the same bits as each other.
+architecture, the levels that fuse a multiply and an add (AVX2, AVX-512, NEON) have the same bits as each other, and
+AMX has those of AVX-512 with BF16.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def problems(found: dict[str, Line]) -> list[str]:
     out = [f"{name}: products are off by {line.linear}" for name, line in found.items() if not line.linear < 5e-7]
     out += [f"{name}: logits are off by {line.forward}" for name, line in found.items() if not line.forward < 1e-3]
     out += [f"{name}: {line.draws:.1%} of draws differ" for name, line in found.items() if not line.draws < 0.01]
+    if "amx" in found and found["amx"].bits != found["avx512_bf16"].bits:
+        out.append(f"AMX differs from AVX-512 with BF16: {found['amx'].bits}")
     bits = {line.bits for name, line in found.items() if name in SAME_BITS}
     return out + ([f"levels with fused products differ: {sorted(bits)}"] if len(bits) > 1 else [])
 
@@ -117,7 +120,8 @@ def test_every_architecture_has_its_levels_and_no_others() -> None:
         machine: set(sources.sources(machine)) - set(sources.COMMON) for machine in ("x86_64", "aarch64", "riscv64")
     }
     assert named["riscv64"] == set()
-    assert named["x86_64"] == {f"level_{name}.cpp" for name in ("avx2", "avx512", "avx512_vnni", "avx512_bf16")}
+    x86 = ("avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+    assert named["x86_64"] == {f"level_{name}.cpp" for name in x86}
     assert named["aarch64"] == {"level_neon.cpp", "level_neon_dot.cpp"}
     mine = {f"level_{name}.cpp" for name in library.LEVELS[1:]}
     assert mine == (named["aarch64"] if platform.machine() in sources.ARM else named["x86_64"])

@@ -269,8 +269,8 @@ def mixed(count: int, vocab: int) -> tuple[np.ndarray, Draws]:
 
 
 def one(drawn: Draws, r: int) -> Draws:
-    arrays = {name: getattr(drawn, name)[r : r + 1] for name in Draws.__annotations__ if name != "bias"}
-    return Draws(**arrays)
+    part = slice(r, r + 1)
+    return Draws(drawn.rows[part], drawn.into[part], drawn.positions[part], drawn.words[part])
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:

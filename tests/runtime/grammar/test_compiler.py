@@ -18,6 +18,7 @@ import pytest
 
 from ramet.frontend import ir
 from ramet.frontend.errors import ConstraintError, EngineError
+from ramet.runtime.grammar import compiler as compiling
 from ramet.runtime.grammar.automaton import GrammarCache
 from ramet.runtime.grammar.base import Compiled
 from ramet.runtime.grammar.compiler import Compiler
@@ -26,10 +27,17 @@ from ramet.runtime.grammar.limits import SpecLimits
 from .small import EOS_IDS, TOKENS, VOCAB
 
 WAIT = 60.0  # seconds until a test gives up on what hangs
+PATIENT = SpecLimits(wall_seconds=WAIT, answer_seconds=WAIT)  # a busy machine refuses nothing
+
+
+@pytest.fixture(autouse=True)
+def _kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has compiled is kept, also where the machine is so busy that it took long."""
+    monkeypatch.setattr(compiling, "QUICK_SECONDS", WAIT)
 
 
 def compiler_of(**options: object) -> Compiler:
-    return Compiler(lambda: TOKENS, eos=EOS_IDS, vocab=VOCAB, **options)
+    return Compiler(lambda: TOKENS, eos=EOS_IDS, vocab=VOCAB, **{"limits": PATIENT, **options})
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +152,13 @@ def test_a_process_that_hangs_is_killed_at_the_limit_and_replaced() -> None:
         "regex='stopped': takes more than 0.3 s to compile (limit: compile time); simplify it"
     )
     assert pid not in processes(compiler)
+    compiler._limits = PATIENT
     assert follows(compiler.compile(ir.Regex("b1")), "b1")
     compiler.close()
 
 
 def test_closing_ends_the_processes_and_what_waits_for_them() -> None:
-    compiler = compiler_of(workers=1, limits=SpecLimits(wall_seconds=WAIT, answer_seconds=WAIT))
+    compiler = compiler_of(workers=1)
     compiler.warm()
     (pid,) = processes(compiler)
     os.kill(pid, signal.SIGSTOP)
