@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LARGE = 384 << 20  # bytes; a process that has held more is not used again, so that memory returns
 RETRY_SECONDS = 30.0  # until a constraint that was killed is tried again: the machine may just have been busy
 QUICK_SECONDS = 0.1  # after which a compilation is one that takes long
+HARDLY = 0.1  # of its wall time: who has had less of a processor was kept from it
 MOST_LONG = 4  # of these run beside the others; more keep their places
 ENDING_SECONDS = 0.1  # of the answer's time, for ending a process and telling
 CLOSING_SECONDS = 5.0  # that threads may take to let go of their processes
@@ -193,16 +194,17 @@ class Compiler:
         deadline = max(began, ready) + self._limits.answer_seconds - ENDING_SECONDS
         for last in (False, True):
             with self._worker(deadline) as worker:
-                limit = time.monotonic() + self._limits.wall_seconds
+                limit, before = time.monotonic() + self._limits.wall_seconds, worker.seconds()
                 try:
                     reply = self._ask(worker, payload, min(limit, deadline))
                 except Lost as lost:
+                    starved = self._starved(before, worker.seconds())
                     worker.kill()
                     if self._closed:
                         raise EngineError("the grammar compiler was closed") from None
                     if lost.signal == signal.SIGKILL and not last:  # by someone else: the limits do not end it so
                         continue
-                    if lost.signal == 0 and deadline < limit:
+                    if lost.signal == 0 and (deadline < limit or starved):
                         raise self._put_off() from None
                     message = self._lost(label(constraint), lost.signal)
                     return _Outcome(None, message, time.monotonic() + RETRY_SECONDS)
@@ -231,10 +233,15 @@ class Compiler:
             with self._places:
                 self._quick, self._long = self._quick + 1, self._long - 1
 
+    def _starved(self, before: float | None, after: float | None) -> bool:
+        """True when a process that was not done in time has hardly run: the machine is busy, and that is not what the
+        constraint costs."""
+        return before is not None and after is not None and after - before < HARDLY * self._limits.wall_seconds
+
     def _put_off(self) -> OverloadedError:
         return OverloadedError(
             f"the constraint was not compiled within {self._limits.answer_seconds:g} s, because others that take long "
-            "are being compiled; try again"
+            "are being compiled, or the machine is busy; try again"
         )
 
     def _lost(self, name: str, ended_by: int) -> str:

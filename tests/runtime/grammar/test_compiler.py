@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,12 +18,13 @@ import numpy as np
 import pytest
 
 from ramet.frontend import ir
-from ramet.frontend.errors import ConstraintError, EngineError
+from ramet.frontend.errors import ConstraintError, EngineError, OverloadedError
 from ramet.runtime.grammar import compiler as compiling
 from ramet.runtime.grammar.automaton import GrammarCache
 from ramet.runtime.grammar.base import Compiled
 from ramet.runtime.grammar.compiler import Compiler
 from ramet.runtime.grammar.limits import SpecLimits
+from ramet.runtime.grammar.worker import Worker
 
 from .small import EOS_IDS, TOKENS, VOCAB
 
@@ -143,7 +145,8 @@ def test_a_process_that_was_killed_is_replaced(shared: Compiler) -> None:
     assert processes(shared) not in ([], [pid])
 
 
-def test_a_process_that_hangs_is_killed_at_the_limit_and_replaced() -> None:
+def test_a_process_that_hangs_is_killed_at_the_limit_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "seconds", _busy())  # it hangs in a loop
     compiler = compiler_of(workers=1, limits=SpecLimits(wall_seconds=0.3))
     compiler.warm()
     (pid,) = processes(compiler)
@@ -154,6 +157,36 @@ def test_a_process_that_hangs_is_killed_at_the_limit_and_replaced() -> None:
     assert pid not in processes(compiler)
     compiler._limits = PATIENT
     assert follows(compiler.compile(ir.Regex("b1")), "b1")
+    compiler.close()
+
+
+def _busy() -> Callable[[Worker], float]:
+    """CPU time of a process that has a processor for itself all the time."""
+    return lambda worker: time.monotonic()
+
+
+def test_a_process_that_got_no_processor_is_put_off_and_nothing_is_kept() -> None:
+    compiler = compiler_of(workers=1, limits=SpecLimits(wall_seconds=0.3))
+    compiler.warm()
+    (pid,) = processes(compiler)
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(OverloadedError, match="or the machine is busy; try again"):
+        compiler.compile(ir.Regex("starved"))
+    assert pid not in processes(compiler)
+    compiler._limits = PATIENT
+    assert follows(compiler.compile(ir.Regex("starved")), "starved")
+    compiler.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells another process's CPU time")
+def test_cpu_time_of_a_process_is_told() -> None:
+    compiler = compiler_of(workers=1)
+    compiler.warm()
+    (worker,) = compiler._alive
+    before = worker.seconds()
+    compiler.compile(ir.Regex(r"(\w{1,9}\s){1,9}"))
+    after = worker.seconds()
+    assert before is not None and after is not None and 0 <= before < after
     compiler.close()
 
 
