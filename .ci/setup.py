@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".ramet-stamp"
 LOCK = ROOT / "build" / "setup.lock"
+PACKAGES = ("frontend", "kernels", "ramet", "runtime")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 
@@ -86,6 +87,8 @@ def _build(wanted: str) -> None:
         _phase("virtual environment", [sys.executable, "-m", "venv", "--clear", str(VENV)])
     install = [python, "-P", "-m", "pip", "install", "-qq", "-c", "constraints.txt", *_torch_source(python)]
     _phase("packages (minutes the first time)", [*install, "-e", ".[dev]"])
+    # pip compiles what it copies, and an editable install copies nothing: each process would parse all sources anew
+    _phase("bytecode", [python, "-P", "-m", "compileall", "-q", *PACKAGES])
     STAMP.write_text(wanted, encoding="ascii")
 
 

@@ -33,7 +33,7 @@ def test_any_order_of_events(steps: list[Any]):
 
 
 @pytest.mark.nightly
-@settings(deadline=None, max_examples=10_000)
+@settings(deadline=None, max_examples=2_000)
 @given(st.lists(STEPS, max_size=100))
 def test_any_order_of_many_events(steps: list[Any]):
     driven(lambda: _any_order(steps))
