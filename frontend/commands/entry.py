@@ -83,9 +83,14 @@ def engine_of(words: Sequence[str], environment: Mapping[str, str]) -> dict[str,
 def main() -> None:
     """The console script. Exits with the status of the command."""
     words = sys.argv[1:]
-    begun = _begun(words)
+    begun = None
     try:
+        begun = _begun(words)
         _command(words, begun)()
+    except KeyboardInterrupt:  # while it was imported: what runs says it by itself
+        from ramet.frontend.commands.outcome import interrupted
+
+        sys.exit(interrupted())
     finally:
         if begun is not None:
             begun.close()

@@ -174,3 +174,18 @@ def test_modules_are_out_of_the_collectors_walks_and_it_is_on(words: list[str]) 
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["True", "True", "True"]
+
+
+def test_control_c_while_the_command_is_imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def importing(words: object, begun: object) -> None:
+        raise KeyboardInterrupt
+
+    closed: list[bool] = []
+    begun = type("Begun", (), {"close": lambda self: closed.append(True)})()
+    monkeypatch.setattr(entry, "_begun", lambda words: begun)
+    monkeypatch.setattr(entry, "_command", importing)
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert closed == [True]
