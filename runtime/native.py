@@ -116,9 +116,11 @@ class NativeRunner:
         return NativeFlight(batch, room if len(rows) else None, len(rows), at, target_at)
 
     def _wanted(self, batch: Batch) -> tuple[I32, I32, I32]:
-        """As `wanted`; what it was for the last batch where that has the same draws, as in steady decoding."""
+        """As `wanted`; what it was for the last draws where these are the same, as in steady decoding."""
         rows = batch.draws.rows
-        if self._asked is None or self._asked[0] is not rows or len(batch.targets):
+        if len(batch.targets):
+            return wanted(batch)
+        if self._asked is None or self._asked[0] is not rows:
             self._asked = (rows, wanted(batch))
         return self._asked[1]
 

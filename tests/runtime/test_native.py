@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ramet.frontend.errors import EngineError, ModelError
 from ramet.kernels.cpu import library
-from ramet.runtime.batch import Batch, Masks, Runner, Targets
+from ramet.runtime.batch import Batch, Draws, Masks, Runner, Targets
 from ramet.runtime.config import Config
 from ramet.runtime.kvpool import KvPool
 from ramet.runtime.models.decoder import Decoder
@@ -268,6 +268,21 @@ def test_batches_without_draws_or_tokens(weights: Packed) -> None:
         engine.sample(flight, Masks())
         found = engine.read(flight)
         assert found.tokens.shape == found.logprobs.shape == found.targets.shape == (0,)
+
+
+def test_batches_that_share_their_draws_want_what_they_say(weights: Packed) -> None:
+    """A Score's part, which draws nothing, then a chunk of another prompt, which wants nothing, and again."""
+    runner, place = native(weights), slots(3)
+    nothing = np.zeros(0, np.int32)
+    drawn = Draws.of(nothing, nothing, np.zeros(0, np.int64))
+    every = np.arange(20, dtype=np.int32)
+    scored = batch([Part(IDS[0], place[0], 0, 20)], drawn=drawn, targets=Targets(every, IDS[0, 1:21]))
+    chunk = batch([Part(IDS[1], place[1], 0, 3)], drawn=drawn)
+    for made, count in ((scored, 20), (chunk, 0), (chunk, 0), (scored, 20)):
+        flight = runner.forward(made)
+        assert flight.count == count
+        runner.sample(flight, Masks())
+        assert len(runner.read(flight).targets) == count
 
 
 def test_logits_of_flights_in_the_air_are_their_own(weights: Packed) -> None:
