@@ -153,9 +153,7 @@ class NativeRunner:
     def _packed(self, batch: Batch, tokens: I32, rows: I32) -> Ragged:
         """The batch as the kernels take it."""
         flat = (tokens, batch.positions, batch.slots, batch.qo_indptr, batch.kv_indptr, batch.kv_indices, rows)
-        shared: tuple[groups.Group, ...] = ()
-        if batch.segments > 1 and self.pays is not None:
-            shared = groups.find(batch, block=library.BLOCK, most=_SHARED, pays=self.pays)
+        shared = _shared(batch, self.pays)
         grouped = _arrays(shared) if shared else _ALONE
         return self._packer.pack(len(tokens), batch.segments, len(rows), len(shared), (*flat, *grouped))
 
@@ -206,6 +204,13 @@ def _structure(weights: Packed, cos: F32, sin: F32) -> library.Model:
 def _weight(weights: Packed, name: str) -> library.Weight:
     at = weights.layout.matrices[name]
     return library.Weight(at.kind, at.n, at.k, weights.address(name), weights.address(f"{name}_bias") or None)
+
+
+def _shared(batch: Batch, pays: int | None) -> tuple[groups.Group, ...]:
+    """Groups of segments whose prefix is read once."""
+    if batch.segments < 2 or pays is None:
+        return ()
+    return groups.find(batch, block=library.BLOCK, most=_SHARED, pays=pays)
 
 
 def _arrays(shared: tuple[groups.Group, ...]) -> tuple[NDArray[Any], ...]:

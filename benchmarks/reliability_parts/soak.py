@@ -88,7 +88,8 @@ async def _soaked(server: Server, seconds: float, place: Place) -> list[Finding]
                 each.result()
         if time.perf_counter() - told > 60:
             told = time.perf_counter()
-            place.say(f"  {spent / 60:.0f} min, {sum(counts.values())} requests")
+            sizes = ", ".join(f"{name} {resident(pid) / 2**20:.2f} MiB" for name, pid in processes.items())
+            place.say(f"  {spent / 60:.0f} min, {sum(counts.values())} requests; {sizes}")
     over.set()
     await soon(asyncio.gather(*clients), "clients of the soak")
     _, figures = await idle(server.url)
