@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 from hypothesis import settings
 
@@ -12,3 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # No timing is asserted: an example that takes longer on a busy machine is no failure.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# A shell without job control starts what it sends to the background with SIGINT ignored, and what tests start would
+# inherit that: their Ctrl-C would do nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
