@@ -100,7 +100,7 @@ class Programs:
         elif isinstance(op, m.Close) and op.now:
             self._cut(program, op.seq)
         else:
-            program.open += 1
+            program.open += bool(op.op)
             seq = program.sequences.get(op.seq)
             if seq is None:
                 program.early.setdefault(op.seq, []).append(op)
@@ -372,6 +372,7 @@ class Programs:
         p = program
         spent = (p.calls, p.prompt, p.cached, p.forced, p.generated, p.computed, p.steps, self._clock() - p.began)
         self.news.append(m.Over(p.id, "", kind, message, *spent))
+        p.sequences, p.waiters = {}, {}  # sequences name their program: nothing may be left to the garbage collector
 
     def conclude(self, program: Program) -> None:
         """End a program that has nothing left to do; fail ops that wait for what will never come."""
