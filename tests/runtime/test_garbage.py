@@ -78,9 +78,7 @@ def aborted(ops: tuple[m.AnyOp, ...]) -> Drive:
 
 @pytest.mark.parametrize("end", [ran, aborted])
 @pytest.mark.parametrize("ops", PROGRAMS.values(), ids=PROGRAMS)
-def test_an_ended_program_is_no_garbage(
-    ops: tuple[m.AnyOp, ...], end: Callable[[tuple[m.AnyOp, ...]], Drive]
-) -> None:
+def test_an_ended_program_is_no_garbage(ops: tuple[m.AnyOp, ...], end: Callable[[tuple[m.AnyOp, ...]], Drive]) -> None:
     end(ops)  # what is made once, such as the tables of constraints, is there
     with uncollected() as found:
         d = end(ops)
