@@ -17,6 +17,13 @@ inline void each(Team &team, int64_t count, int64_t unit, Body body) {
         for (int64_t i = first; i < least(first + unit, count); i++) body(i);
 }
 
+// The same of indices that lie beside each other in memory.
+template <class Body>
+inline void each_near(Team &team, int thread, int64_t count, int64_t unit, Body body) {
+    for (Indices some; (some = team.claim_near(thread, count, unit)).first < some.last;)
+        for (int64_t i = some.first; i < some.last; i++) body(i);
+}
+
 template <class Last>
 inline void meet(Team &team, Last last) {
     team.meet([](void *context) { (*static_cast<Last *>(context))(); }, &last);
@@ -39,11 +46,11 @@ inline void then_rows(Team &team, int64_t rows, int64_t width, Body body) {
 
 // use(panel, row, outputs) for all rows of activations times a weight.
 template <class Use>
-inline void linear(Team &team, const RametWeight &weight, const Acts &acts, int64_t rows, Use use) {
+inline void linear(Team &team, int thread, const RametWeight &weight, const Acts &acts, int64_t rows, Use use) {
     const int64_t count = panels(weight), fair = most<int64_t>(1, count / (4 * team.threads()));
     const int64_t unit = least(fair, most<int64_t>(1, kClaimBytes / panel_bytes(weight.kind, acts.k)));
     const TileRegisters tiles(weight.kind, rows);
-    each(team, count, unit, [&](int64_t panel) {
+    each_near(team, thread, count, unit, [&](int64_t panel) {
         multiply(weight, panel, acts, 0, rows, [&](int64_t row, const float *out) { use(panel, row, out); });
     });
 }
@@ -56,6 +63,7 @@ class Forward {
           model_(*step.model),
           batch_(*step.batch),
           team_(*step.team),
+          thread_(thread),
           memory_(step.thread + thread * step.thread_bytes),
           tokens_(batch_.tokens) {}
 
@@ -86,7 +94,7 @@ class Forward {
     }
 
     void add_to_residual(const RametWeight &weight, const Acts &acts) {
-        linear(team_, weight, acts, tokens_, [&](int64_t panel, int64_t row, const float *out) {
+        linear(team_, thread_, weight, acts, tokens_, [&](int64_t panel, int64_t row, const float *out) {
             float *x = residual(row) + panel * kPanel;
             store(x, add(load(x), load(out)));
             store(x + 16, add(load(x + 16), load(out + 16)));
@@ -96,7 +104,7 @@ class Forward {
     void attention(int64_t l) {
         const RametLayer &layer = model_.layer[l];
         const int64_t width = round_up(layer.qkv.n, kPanel), mixed = model_.heads * model_.head_dim;
-        linear(team_, layer.qkv, inputs(layer.qkv), tokens_, [&](int64_t panel, int64_t row, const float *out) {
+        linear(team_, thread_, layer.qkv, inputs(layer.qkv), tokens_, [&](int64_t panel, int64_t row, const float *out) {
             std::memcpy(s_.qkv + row * width + panel * kPanel, out, kPanel * sizeof *out);
         });
         then_rows(team_, tokens_, width, [&](int64_t t) { store_token(l, t, s_.qkv + t * width); });
@@ -139,7 +147,7 @@ class Forward {
         const Acts from = inputs(layer.gate_up), to = inner(layer.down);
         float *part = reinterpret_cast<float *>(memory_);
         const TileRegisters tiles(layer.gate_up.kind, tokens_);
-        each(team_, layer.gate_up.n / (2 * kGroup), 1, [&](int64_t group) {
+        each_near(team_, thread_, layer.gate_up.n / (2 * kGroup), 1, [&](int64_t group) {
             for (int64_t first = 0; first < tokens_; first += kRowChunk) {
                 const int64_t last = least(tokens_, first + kRowChunk);
                 for (int64_t p = 0; p < 4; p++)
@@ -157,7 +165,7 @@ class Forward {
         then_rows(team_, rows, s_.stride, [&](int64_t i) {
             put_norm(acts, i, residual(batch_.row[i]), model_.hidden, model_.eps, model_.norm);
         });
-        linear(team_, model_.head, acts, rows, [&](int64_t panel, int64_t row, const float *out) {
+        linear(team_, thread_, model_.head, acts, rows, [&](int64_t panel, int64_t row, const float *out) {
             const int64_t width = least(kPanel, vocab - panel * kPanel);
             std::memcpy(s_.logits + row * vocab + panel * kPanel, out, static_cast<size_t>(width) * sizeof *out);
         });
@@ -167,6 +175,7 @@ class Forward {
     const RametModel &model_;
     const RametBatch &batch_;
     Team &team_;
+    const int thread_;
     char *memory_;
     const int64_t tokens_;
 };
@@ -185,11 +194,11 @@ struct Product {
     Acts acts;
 };
 
-inline void multiply_all(const Product &p) {
+inline void multiply_all(const Product &p, int thread) {
     const int64_t n = p.weight->n, k = p.weight->k;
     each(*p.team, p.m, 1, [&](int64_t row) { put_row(p.acts, row, p.x + row * k, k, 1.0f, nullptr); });
     meet(*p.team);
-    linear(*p.team, *p.weight, p.acts, p.m, [&](int64_t panel, int64_t row, const float *out) {
+    linear(*p.team, thread, *p.weight, p.acts, p.m, [&](int64_t panel, int64_t row, const float *out) {
         const int64_t width = least(kPanel, n - panel * kPanel);
         std::memcpy(p.y + row * n + panel * kPanel, out, static_cast<size_t>(width) * sizeof *out);
     });
@@ -197,7 +206,7 @@ inline void multiply_all(const Product &p) {
 
 inline void product_of(Team &team, const RametWeight &weight, int64_t m, const float *x, float *y, void *acts) {
     Product p{&team, &weight, m, x, y, acts_at(acts, weight.kind, m, weight.k)};
-    team.run([](void *context, int) { multiply_all(*static_cast<const Product *>(context)); }, &p);
+    team.run([](void *context, int thread) { multiply_all(*static_cast<const Product *>(context), thread); }, &p);
 }
 
 }  // namespace

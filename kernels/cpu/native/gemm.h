@@ -1,6 +1,8 @@
 // Products of packed weights with a few rows at a time. In: activations and a panel. Out: 32 outputs of each row,
 // handed to the caller while they are in registers or the first cache. A row's sums run over K in one order, whatever
-// the number of rows beside it. Needs a simd_*.h before it.
+// the number of rows beside it. Panels are read from front to back without software prefetch: the processor's own
+// prefetchers follow, and asking for lines beside them costs up to half of what comes out of the caches. Needs a
+// simd_*.h before it.
 #pragma once
 
 #include "step.h"
@@ -20,23 +22,12 @@ struct TileRegisters {
 constexpr int kTileRows = 0;
 #endif
 
-constexpr int64_t kAhead = 3072;  // bytes of a panel that are asked for ahead of use when few rows hide no latency
-constexpr int kFewRows = 4;
-
 // What a tile reads: M rows of activations and one panel.
 struct Tile {
     const Acts *acts;
     int64_t row;
     const char *panel;
 };
-
-template <int M>
-inline void ahead(const char *at) {
-    if constexpr (M <= kFewRows) {
-        prefetch(at + kAhead);
-        prefetch(at + kAhead + 64);
-    }
-}
 
 template <int M>
 void tile_bf16(const Tile &tile, float *out) {
@@ -46,7 +37,6 @@ void tile_bf16(const Tile &tile, float *out) {
     for (int i = 0; i < M; i++) c[i][0] = c[i][1] = set(0);
     const char *at = tile.panel;
     for (int64_t j = 0; j < k; j += 2, at += 128) {
-        ahead<M>(at);
         const uint16_t *b = reinterpret_cast<const uint16_t *>(at);
         const Pairs left = load_pairs(b), right = load_pairs(b + 32);
 #pragma GCC unroll 12
@@ -79,8 +69,7 @@ void tile_int8(const Tile &tile, float *out) {
             c[i][0] = c[i][1] = set_int(kOffset ? -kOffset * (s[0] + s[1]) : 0);
         }
         for (int64_t j = g * kGroup; j < (g + 1) * kGroup; j += 4, at += 128) {
-            ahead<M>(at);
-            const uint8_t *b = reinterpret_cast<const uint8_t *>(at);
+                const uint8_t *b = reinterpret_cast<const uint8_t *>(at);
             const Quads left = load_quads(b), right = load_quads(b + 64);
 #pragma GCC unroll 6
             for (int i = 0; i < M; i++) {
@@ -118,8 +107,7 @@ void tile_int4(const Tile &tile, float *out) {
         Int c[M][2];
         for (int i = 0; i < M; i++) c[i][0] = c[i][1] = set_int(0);
         for (int64_t j = g * kHalf; j < g * kHalf + kHalf / 2; j += 4, at += 128) {
-            ahead<M>(at);
-            const uint8_t *b = reinterpret_cast<const uint8_t *>(at);
+                const uint8_t *b = reinterpret_cast<const uint8_t *>(at);
             const Quads low[2] = {low_nibbles(b), low_nibbles(b + 64)};
             const Quads high[2] = {high_nibbles(b), high_nibbles(b + 64)};
 #pragma GCC unroll 6

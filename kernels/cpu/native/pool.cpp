@@ -26,7 +26,7 @@ void pause() {
 
 }  // namespace
 
-Team::Team(int threads) : threads_(threads) {
+Team::Team(int threads) : threads_(threads), stretches_(static_cast<size_t>(threads)) {
     try {
         for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { serve(i); });
     } catch (...) {
@@ -62,6 +62,18 @@ void Team::run(void (*body)(void *, int), void *context) {
 
 int64_t Team::claim(int64_t unit) { return next_.fetch_add(unit, std::memory_order_relaxed); }
 
+Indices Team::claim_near(int thread, int64_t count, int64_t unit) {
+    for (int i = 0; i < threads_; i++) {
+        const int owner = (thread + i) % threads_;
+        const int64_t first = count * owner / threads_, last = count * (owner + 1) / threads_;
+        std::atomic<int64_t> &taken = stretches_[static_cast<size_t>(owner)].taken;
+        if (taken.load(std::memory_order_relaxed) >= last - first) continue;
+        const int64_t at = first + taken.fetch_add(unit, std::memory_order_relaxed);
+        if (at < last) return {at, at + unit < last ? at + unit : last};
+    }
+    return {count, count};
+}
+
 void Team::meet(void (*last)(void *), void *context) {
     const uint64_t seen = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) {
@@ -70,6 +82,7 @@ void Team::meet(void (*last)(void *), void *context) {
     }
     if (last) last(context);
     next_.store(0, std::memory_order_relaxed);
+    for (Stretch &stretch : stretches_) stretch.taken.store(0, std::memory_order_relaxed);
     arrived_.store(0, std::memory_order_relaxed);
     advance(phase_);
 }

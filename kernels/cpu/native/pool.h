@@ -1,5 +1,5 @@
 // Threads that share one computation. In: a function for all threads. Out: it has run on each of them. Inside it, claim
-// hands out indices and meet is a barrier; who waits spins for a while, then yields, then blocks.
+// and claim_near hand out indices and meet is a barrier; who waits spins for a while, then yields, then blocks.
 #pragma once
 
 #include <atomic>
@@ -11,6 +11,10 @@
 #include <vector>
 
 namespace ramet {
+
+struct Indices {
+    int64_t first, last;  // first..last-1
+};
 
 class Team {
    public:
@@ -24,6 +28,10 @@ class Team {
     void run(void (*body)(void *, int), void *context);
     // The first of `unit` indices that nobody else has in this phase.
     int64_t claim(int64_t unit);
+    // Up to `unit` of `count` indices that nobody else has in this phase, none when all are taken. Each thread has a
+    // stretch of its own and helps others when that is done: memory that it reads in one go comes up to twice as fast
+    // as pieces that alternate with another thread's.
+    Indices claim_near(int thread, int64_t count, int64_t unit);
     // Wait for all threads. The last one to arrive calls `last` (null: nothing) before any of them goes on.
     void meet(void (*last)(void *), void *context);
 
@@ -32,8 +40,13 @@ class Team {
     void wait_beyond(const std::atomic<uint64_t> &counter, uint64_t seen, std::chrono::microseconds patience);
     void advance(std::atomic<uint64_t> &counter);
 
+    struct alignas(64) Stretch {
+        std::atomic<int64_t> taken{0};
+    };
+
     const int threads_;
     std::vector<std::thread> workers_;
+    std::vector<Stretch> stretches_;
     alignas(64) std::atomic<int64_t> next_{0};
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint64_t> phase_{0}, job_{0};

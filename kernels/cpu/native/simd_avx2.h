@@ -196,7 +196,6 @@ inline void interleave(const uint16_t *a, const uint16_t *b, int64_t dim, uint32
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + d), _mm256_or_si256(x, _mm256_slli_epi32(y, 16)));
     }
 }
-inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 
 }  // namespace
 }  // namespace ramet

@@ -190,7 +190,6 @@ inline void interleave(const uint16_t *a, const uint16_t *b, int64_t dim, uint32
         _mm512_storeu_si512(out + d, _mm512_or_si512(x, _mm512_slli_epi32(y, 16)));
     }
 }
-inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 
 }  // namespace
 }  // namespace ramet

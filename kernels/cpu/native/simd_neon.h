@@ -235,7 +235,6 @@ inline void interleave(const uint16_t *a, const uint16_t *b, int64_t dim, uint32
         vst1q_u16(reinterpret_cast<uint16_t *>(out + d + 4), vzip2q_u16(x, y));
     }
 }
-inline void prefetch(const void *p) { __builtin_prefetch(p); }
 
 }  // namespace
 }  // namespace ramet

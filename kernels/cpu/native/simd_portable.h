@@ -190,7 +190,6 @@ inline void transpose(const uint16_t *const *rows, int64_t words, uint32_t *out,
 inline void interleave(const uint16_t *a, const uint16_t *b, int64_t dim, uint32_t *out) {
     for (int64_t d = 0; d < dim; d++) out[d] = a[d] | static_cast<uint32_t>(b[d]) << 16;
 }
-inline void prefetch(const void *p) { __builtin_prefetch(p); }
 
 }  // namespace
 }  // namespace ramet
