@@ -19,6 +19,8 @@ RUN := .venv/bin/python -P
 export PYTHONSAFEPATH := 1
 # threads that wait must not take the cores from those that work
 export OMP_WAIT_POLICY ?= PASSIVE
+# a module, and a test with its asserts rewritten, is compiled once, and not in each of the hundreds of processes
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test kernels sim clients nightly fuzz coverage check bench types clean

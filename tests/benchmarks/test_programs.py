@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ..runtime.engines import TINY, checked_engine
+from ..runtime.engines import checked_engine
 
 pytestmark = pytest.mark.model
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "programs.py"
@@ -80,16 +80,28 @@ def test_the_expert_client_says_what_the_programs_say(tmp_path) -> None:
     assert (tmp_path / "programs.json").read_text(encoding="utf-8").strip() == done.stdout.strip()
 
 
-def test_refusals() -> None:
-    for options, said in (
-        (["--only", "W00,W14"], "W14"),
-        (["--rungs", "fast"], "must be some of llama.cpp"),
-        (["--scale", "0"], "must be at least 1"),
-        (["--check", "--rungs", "expert"], "calls, whole, plan, toggles"),
-    ):
-        done = _run(*options)
-        assert done.returncode == 2
-        assert said in done.stderr
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--rungs", "fast"), "must be some of llama.cpp"),
+        (("--scale", "0"), "must be at least 1"),
+        (("--check", "--rungs", "expert"), "calls, whole, plan, toggles"),
+    ],
+)
+def test_refusals(
+    parts, options: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("programs").main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_refusal_is_status_2() -> None:
+    done = _run("--only", "W00,W14")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "W14" in done.stderr
 
 
 def test_the_same_seed_gives_the_same_rows(parts) -> None:
@@ -125,8 +137,8 @@ def test_distinct_tokens_are_those_that_an_idle_engine_computes(parts, number: i
     the count that is made up here from what was sent."""
     workload = parts.catalog.WORKLOADS[number]
     rows = parts.scenes.rows(number, 5, 1)[:1]
-    setting = parts.places.Setting("random:tiny", "float32", 1, True)
-    with checked_engine(kv_tokens=TINY["kv_tokens"], context=2048) as engine, parts.places.Places(setting) as places:
+    setting = parts.places.Setting("random:tiny", "auto", 1, True)
+    with checked_engine(dtype="auto", context=2048) as engine, parts.places.Places(setting) as places:
         outcome, listener = parts.rungs.in_language(workload, rows, engine, {})
         assert outcome.computed == parts.session.distinct(places, listener)
     assert outcome.calls > 1

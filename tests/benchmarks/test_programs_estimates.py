@@ -30,7 +30,7 @@ def parts() -> Iterator[SimpleNamespace]:
 
 @pytest.fixture(scope="module")
 def places(parts: SimpleNamespace) -> Iterator[Any]:
-    with parts.places.Places(parts.places.Setting("random:tiny", "float32", 1, True, pace=0.005)) as made:
+    with parts.places.Places(parts.places.Setting("random:tiny", "auto", 1, True, pace=0.005)) as made:
         yield made
 
 

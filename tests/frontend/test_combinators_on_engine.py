@@ -19,7 +19,7 @@ STOPS = ["k", "ch", "er", "s"]
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with checked_engine(kv_tokens=8192) as started:
+    with checked_engine(dtype="auto", kv_tokens=8192) as started:
         yield started
 
 

@@ -100,7 +100,7 @@ def test_what_it_says_of_itself(served: Served, endpoint: Endpoint) -> None:
     assert (info["model"], info["context_length"]) == ("tiny", 1024)
     assert isinstance(info["kv"], dict)
     assert endpoint.flush_cache()
-    assert rt.get_server_info(endpoint)["dtype"] == "float32"
+    assert rt.get_server_info(endpoint)["dtype"] == served.client.ready.dtype
     assert repr(endpoint) == f"Endpoint({served.url!r})"
     with rt.RuntimeEndpoint(served.url + "/v1/") as other:
         assert other.url == served.url

@@ -63,7 +63,7 @@ ANSWERS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with Engine("random:tiny", in_process=True, threads=1, dtype="float32", kv_tokens=8192) as started:
+    with Engine("random:tiny", in_process=True, threads=1, kv_tokens=8192) as started:
         yield started
 
 

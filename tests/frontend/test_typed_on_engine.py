@@ -28,7 +28,7 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with checked_engine(context=1024, kv_tokens=8192) as started:
+    with checked_engine(dtype="auto", context=1024, kv_tokens=8192) as started:
         yield started
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 from collections.abc import Iterator
@@ -14,14 +15,36 @@ import ramet as rt
 from ramet.frontend.backends.engine import Engine
 from ramet.frontend.backends.through import Through
 from ramet.frontend.ir import Header
-from ramet.runtime import process
+from ramet.runtime import process, start
+from ramet.runtime.config import Config
 from ramet.runtime.engine import EngineCore
+from ramet.runtime.models import hub
+from ramet.runtime.models.tokenizer import tokenizer_of
 from ramet.runtime.ports import ProcessLink
+from ramet.runtime.template import ChatTemplate
+from ramet.runtime.text import Tokenizer
 
 WAIT = 60.0  # seconds until a test gives up on what hangs
 TINY: dict[str, Any] = {"threads": 1, "dtype": "float32", "device": "cpu", "kv_tokens": 4096, "context": 1024}
+# Starts without torch in a fifth of the time, and computes as much faster: not for tests that need one still at work.
+QUICK: dict[str, Any] = {**TINY, "dtype": "auto"}
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
+
+
+@functools.cache
+def tiny_text() -> tuple[Tokenizer, str | None, int]:
+    """The tokenizer, which is immutable, the template and the longest context of `random:tiny`: a third of a second,
+    which hundreds of engines share."""
+    source = hub.resolve("random:tiny")
+    spec, metadata = hub.load_both(source)
+    return tokenizer_of(source, metadata), metadata.chat_template, spec.context
+
+
+def text_of(config: Config, source: object = None) -> tuple[Tokenizer, ChatTemplate]:
+    """What `ramet.runtime.start.load_text` loads for an engine of `random:tiny`."""
+    tokenizer, template, longest = tiny_text()
+    return tokenizer, ChatTemplate.of(template, tokenizer, config.context or longest)
 
 
 class CheckedCore(EngineCore):
@@ -43,6 +66,7 @@ def checked_engine(**options: Any) -> Iterator[Engine]:
     """An engine in a thread. Leaves it only when it is clean: no program, no KV in use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(process, "EngineCore", CheckedCore)
+        patch.setattr(start, "load_text", text_of)
         engine = Engine("random:tiny", in_process=True, **{**TINY, **options})
     with engine:
         yield engine

@@ -13,14 +13,14 @@ import pytest
 import ramet as rt
 from ramet.frontend.backends.engine import Engine
 
-from .engines import TINY, WAIT, assert_clean, short_program
+from .engines import QUICK, WAIT, assert_clean, short_program
 
 pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with Engine("random:tiny", **TINY) as started:
+    with Engine("random:tiny", **QUICK) as started:
         yield started
 
 

@@ -20,11 +20,11 @@ from ramet.runtime.launch import Early, launch, tell
 from ramet.runtime.models import gguf, hub
 from ramet.runtime.start import configure
 
-from .engines import TINY, WAIT, Ending, short_program
+from .engines import QUICK, WAIT, Ending, short_program
 
 pytestmark = pytest.mark.model
 
-GUESS: dict[str, str | int] = {"model": "random:tiny", **TINY}
+GUESS: dict[str, str | int] = {"model": "random:tiny", **QUICK}
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def test_it_is_the_engine_that_answers() -> None:
     with (
         started() as begun,
         Ending(pid := pid_of(begun)) as ending,
-        Engine("random:tiny", early=begun, **TINY) as engine,
+        Engine("random:tiny", early=begun, **QUICK) as engine,
     ):
         assert engine.process_id == pid
         short_program.using(backend=engine)().result(WAIT)
@@ -55,7 +55,7 @@ def test_it_is_the_engine_that_answers() -> None:
 
 
 def test_once_it_was_lost_another_is_started() -> None:
-    with started() as begun, Engine("random:tiny", early=begun, **TINY) as engine:
+    with started() as begun, Engine("random:tiny", early=begun, **QUICK) as engine:
         first = engine.process_id
         assert engine._client.kill()
         while engine._client.alive:
@@ -65,7 +65,7 @@ def test_once_it_was_lost_another_is_started() -> None:
 
 
 def test_a_wrong_guess_ends_it() -> None:
-    other = {**TINY, "context": 512}
+    other = {**QUICK, "context": 512}
     with (
         started() as begun,
         Ending(pid := pid_of(begun)) as ending,
@@ -84,7 +84,7 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path], None]] = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_a_process_inherits_must_be_as_it_was(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = configure("random:tiny", TINY)
+    config = configure("random:tiny", QUICK)
     with started() as begun, Ending(pid_of(begun)) as ending:
         CHANGES[what](monkeypatch, tmp_path)
         taken = begun.take(config)
@@ -101,7 +101,7 @@ def test_what_a_process_inherits_must_be_as_it_was(what: str, tmp_path: Path, mo
 def test_a_guess_that_no_engine_can_have_is_nobodys(guess: dict[str, str | int]) -> None:
     made = early(guess)
     with Ending(pid_of(made)) as ending:
-        assert made.take(configure("random:tiny", TINY)) is None
+        assert made.take(configure("random:tiny", QUICK)) is None
         assert ending.within(WAIT)
     made.close()
 

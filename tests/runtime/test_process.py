@@ -22,7 +22,7 @@ from ramet.runtime import messages as m
 from ramet.runtime.ports import ProcessLink
 from ramet.runtime.start import configure
 
-from .engines import TINY, WAIT, Ending, assert_clean, link_of, long_program, short_program
+from .engines import QUICK, TINY, WAIT, Ending, assert_clean, link_of, long_program, short_program
 
 pytestmark = pytest.mark.model
 
@@ -43,7 +43,7 @@ def first_token(run: rt.Run[object]) -> None:
 
 def script(text: str, tmp: Path) -> subprocess.Popen[str]:
     """A script in a process group of its own that keeps its temporary files in `tmp`."""
-    prelude = f"import os, sys, threading\nimport ramet as rt\nTINY = {TINY!r}\n"
+    prelude = f"import os, sys, threading\nimport ramet as rt\nTINY, QUICK = {TINY!r}, {QUICK!r}\n"
     return subprocess.Popen(
         [sys.executable, "-P", "-c", prelude + text],
         stdout=subprocess.PIPE,
@@ -144,7 +144,7 @@ def test_closed_while_programs_run_and_closed_again() -> None:
 
 
 def test_garbage_collected() -> None:
-    engine = Engine("random:tiny", **TINY)
+    engine = Engine("random:tiny", **QUICK)
     short_program.using(backend=engine)().result(WAIT)
     directory = Path(link_of(engine)._directory)
     with Ending(engine.process_id or 0) as ending:
@@ -156,7 +156,7 @@ def test_garbage_collected() -> None:
 
 def test_a_parent_that_is_killed_takes_its_engine_along(tmp_path: Path) -> None:
     parent = script(
-        "e = rt.Engine('random:tiny', **TINY)\ne.info()\nprint(e.process_id, flush=True)\nthreading.Event().wait(60)",
+        "e = rt.Engine('random:tiny', **QUICK)\ne.info()\nprint(e.process_id, flush=True)\nthreading.Event().wait(60)",
         tmp_path,
     )
     assert parent.stdout is not None
@@ -172,7 +172,7 @@ def test_a_forked_child_leaves_the_engine_alone(tmp_path: Path) -> None:
     text = """
 import warnings
 warnings.simplefilter("ignore")
-engine = rt.Engine("random:tiny", **TINY)
+engine = rt.Engine("random:tiny", **QUICK)
 @rt.function
 def story(s):
     s += "Once"
@@ -236,7 +236,7 @@ def told(*args):
     print(process.pid, flush=True)
     return process
 ports._spawn = told
-rt.Engine("random:tiny", **TINY)
+rt.Engine("random:tiny", **QUICK)
 threading.Event().wait(60)
 """
     parent = script(text, tmp_path)
@@ -256,7 +256,7 @@ threading.Event().wait(60)
 
 def test_orders_to_nobody_are_lost_without_a_word() -> None:
     files = open_files()
-    link = ProcessLink(configure("random:tiny", TINY))
+    link = ProcessLink(configure("random:tiny", QUICK))
     directory = Path(link._directory)
     link.send(m.OrderStats(1))  # it does not listen yet
     link.close()
@@ -298,7 +298,7 @@ def test_options_that_cannot_be(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     files = open_files()
     with pytest.raises(rt.EngineError, match=match):
-        Engine("random:tiny", **{**TINY, **options})
+        Engine("random:tiny", **{**QUICK, **options})
     assert capfd.readouterr() == ("", "")
     assert open_files() == files
     assert list(tmp_path.iterdir()) == []
@@ -319,7 +319,7 @@ def test_no_place_for_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     files = open_files()
     with pytest.raises(rt.EngineError, match="TMPDIR chooses another place"):
-        Engine("random:tiny", **TINY)
+        Engine("random:tiny", **QUICK)
     assert list(deep.iterdir()) == []
     assert open_files() == files
 
@@ -332,7 +332,7 @@ def test_a_process_that_cannot_run(python: str, match: str, tmp_path: Path, monk
     monkeypatch.setattr(sys, "executable", python)
     files = open_files()
     with pytest.raises(rt.EngineError, match=match):
-        Engine("random:tiny", **TINY)
+        Engine("random:tiny", **QUICK)
     assert list(tmp_path.iterdir()) == []
     assert open_files() == files
 

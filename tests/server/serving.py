@@ -23,8 +23,10 @@ from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.routes import ROUTERS
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
-from ramet.runtime.start import start
+from ramet.runtime.start import configure
 from ramet.runtime.template import ChatTemplate
+
+from ..runtime.engines import text_of
 
 TINY: dict[str, Any] = {"threads": 1, "dtype": "float32", "kv_tokens": 4096, "context": 1024, "device": "cpu"}
 WAIT = 60.0  # seconds until a test gives up on what hangs
@@ -49,9 +51,12 @@ class Served:
 
 
 def engine_client(*, in_process: bool = True, **options: Any) -> EngineClient:
-    """A client of a small engine."""
-    made = start("random:tiny", {**TINY, **options}, in_process=in_process)
+    """A client of a small engine. Constraints are compiled by a process that is started when the first one comes, and
+    not with the server: most servers of the tests get none."""
+    config = configure("random:tiny", {**TINY, **options})
+    made = EngineClient(config, lambda: text_of(config), in_process=in_process)
     made.compiler._limits = PATIENT
+    made.compiler.warm = lambda: None  # type: ignore[method-assign]
     return made
 
 

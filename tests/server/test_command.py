@@ -28,8 +28,10 @@ from ramet.runtime.server.settings import Settings
 from .serving import WAIT
 
 pytestmark = pytest.mark.model
-ENGINE = ("random:tiny", "--threads", "1", "--kv-tokens", "4096", "--context", "2048", "--dtype", "float32")
-LONG = {"text": "go", "stream": True, "sampling_params": {"max_new_tokens": 300, "temperature": 0, "ignore_eos": True}}
+ENGINE = ("random:tiny", "--threads", "1", "--kv-tokens", "4096", "--context", "2048")
+TOKENS = 1900  # of a stream that outlasts a few questions
+GREEDY = {"max_new_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+LONG = {"text": "go", "stream": True, "sampling_params": GREEDY}
 
 
 def command(*arguments: str) -> list[str]:
@@ -123,7 +125,7 @@ def test_it_serves_and_ends():
         assert (ready.status_code, newcomer.status_code) == (503, 503)
         assert int(ready.headers["retry-after"]) >= 1 and int(newcomer.headers["retry-after"]) >= 1
         assert last[1] == "data: [DONE]"
-        assert json.loads(last[0][6:])["meta_info"]["completion_tokens"] == 300
+        assert json.loads(last[0][6:])["meta_info"]["completion_tokens"] == TOKENS
         assert server.ended() == (0, "")
         assert not any(alive(pid) for pid in engines)
         log = [json.loads(line) for line in server.errors if line.strip()]  # no line that is no record

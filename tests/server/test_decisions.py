@@ -161,7 +161,8 @@ def test_probabilities_are_a_distribution(logs: list[float], temperature: float)
 
 
 def test_an_engine_that_dies_is_asked_again() -> None:
-    with serving(in_process=False) as served, httpx.Client(base_url=served.url, timeout=WAIT) as http:
+    quick = {"dtype": "auto"}
+    with serving(in_process=False, engine=quick) as served, httpx.Client(base_url=served.url, timeout=WAIT) as http:
         expected = ask(http)["answers"]
         pid = served.client.process_id
         assert pid is not None

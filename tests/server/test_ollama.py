@@ -212,7 +212,8 @@ def test_nothing_to_say_asks_whether_it_is_loaded(client: ollama.Client) -> None
 
 def test_models(served: Served, client: ollama.Client) -> None:
     (listed,) = client.list().models
-    assert (listed.model, listed.details.quantization_level if listed.details else "") == ("tiny", "float32")
+    dtype = served.client.ready.dtype
+    assert (listed.model, listed.details.quantization_level if listed.details else "") == ("tiny", dtype)
     (running,) = client.ps().models
     assert (running.name, running.context_length, running.digest) == ("tiny", 1024, listed.digest)
     shown = client.show("tiny:latest")

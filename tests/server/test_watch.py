@@ -20,7 +20,7 @@ from ramet.runtime.server.failures import Failure
 from ramet.runtime.server.gate import GateLimits
 from ramet.runtime.server.watch import Watch, processor_seconds
 
-from ..runtime.engines import TINY, WAIT, Ending
+from ..runtime.engines import QUICK, WAIT, Ending
 from .backstage import ME, TEXT, Stage, call, caller, child_staged, collect, staged, text_of
 
 pytestmark = pytest.mark.model
@@ -54,13 +54,13 @@ def pid_of(stage: Stage) -> int:
 def test_killed_under_requests(stage: Stage) -> None:
     """What had sent nothing is run again and gets the same bits; what had begun is told; nobody starts the engine."""
     service = stage.service
-    want = stage.run(lambda: service.complete(call(TEXT, 120), ME))
+    want = stage.run(lambda: service.complete(call(TEXT, LONG), ME))
 
     async def killed() -> None:
         restarts = service.restarts
         begun = service.stream(call(TEXT, LONG), caller("s"))
         assert [await anext(begun), await anext(begun)]
-        whole = [asyncio.ensure_future(service.complete(call(TEXT, 120), caller(f"w{i}"))) for i in range(3)]
+        whole = [asyncio.ensure_future(service.complete(call(TEXT, LONG), caller(f"w{i}"))) for i in range(3)]
         duplex = await service.duplex(ir.Header(), caller("d"))
         await until(lambda: service.running == 5)
         await service.stats()  # all of them are in the engine
@@ -107,7 +107,7 @@ def test_stopped(stage: Stage) -> None:
 
     async def stopped() -> None:
         pid, restarts = pid_of(stage), service.restarts
-        task = asyncio.ensure_future(service.complete(call(TEXT, 300), ME))
+        task = asyncio.ensure_future(service.complete(call(TEXT, 600), ME))
         await until(lambda: service.running == 1)
         states = set()
         with Ending(pid) as ending:
@@ -117,7 +117,7 @@ def test_stopped(stage: Stage) -> None:
                 await asyncio.sleep(0.001)
             assert ending.within(0)
         assert "restarting" in states
-        assert (await task).completion_tokens == 300
+        assert (await task).completion_tokens == 600
 
     stage.run(stopped)
     assert stage.count("engine_stalled") == 1
@@ -152,7 +152,7 @@ def test_an_engine_that_does_not_start(stage: Stage, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ports, "_spawn", refuses)
 
     async def killed() -> None:
-        patient = asyncio.ensure_future(service.complete(call(TEXT, 300), ME))
+        patient = asyncio.ensure_future(service.complete(call(TEXT, 600), ME))
         await until(lambda: service.running == 1)
         os.kill(pid_of(stage), signal.SIGKILL)
         await until(lambda: service.state() == "restarting")
@@ -162,7 +162,7 @@ def test_an_engine_that_does_not_start(stage: Stage, monkeypatch: pytest.MonkeyP
         assert caught.value.retry_after is not None
         await until(lambda: len(tries) >= 3)
         hindered[0] = False
-        assert (await patient).completion_tokens == 300
+        assert (await patient).completion_tokens == 600
         assert service.state() == "ready"
 
     stage.run(killed)
@@ -231,7 +231,7 @@ def test_drained() -> None:
 SERVER = f"""
 import os, subprocess, sys, threading
 import ramet as rt
-engine = rt.Engine("random:tiny", **{TINY!r})
+engine = rt.Engine("random:tiny", **{QUICK!r})
 engine.info()
 stdin = engine._client._made[0].process.stdin.fileno()
 other = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE,

@@ -17,7 +17,7 @@ from .campaign import Task, carry_out
 from .scenes import SCENES
 from .world import World
 
-STEPS = 450  # of each scene
+STEPS = 300  # of each scene
 
 
 @pytest.mark.parametrize("name", SCENES)

@@ -104,7 +104,8 @@ class Forward {
     void attention(int64_t l) {
         const RametLayer &layer = model_.layer[l];
         const int64_t width = round_up(layer.qkv.n, kPanel), mixed = model_.heads * model_.head_dim;
-        linear(team_, thread_, layer.qkv, inputs(layer.qkv), tokens_, [&](int64_t panel, int64_t row, const float *out) {
+        const Acts from = inputs(layer.qkv);
+        linear(team_, thread_, layer.qkv, from, tokens_, [&](int64_t panel, int64_t row, const float *out) {
             std::memcpy(s_.qkv + row * width + panel * kPanel, out, kPanel * sizeof *out);
         });
         then_rows(team_, tokens_, width, [&](int64_t t) { store_token(l, t, s_.qkv + t * width); });

@@ -7,6 +7,8 @@ of AMX are emulated, so that its level runs on every CPU that has the level belo
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import platform
 import shutil
@@ -74,9 +76,32 @@ def check(done: subprocess.CompletedProcess[str]) -> None:
     assert highest == ("amx" if level == "avx512_bf16" else level)
 
 
+def digest(flags: list[str]) -> str:
+    """Of all that the objects are made from: the sources, the driver, the flags of each, the compiler."""
+    version = subprocess.run([str(COMPILER), "--version"], check=True, capture_output=True, timeout=SECONDS).stdout
+    made = hashlib.sha256(version + repr((flags, sources.FLAGS, sources.sources(platform.machine()))).encode())
+    for file in (DRIVER, *sorted(path for path in sources.FOLDER.iterdir() if path.is_file())):
+        made.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return made.hexdigest()
+
+
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return compile_all(tmp_path_factory.mktemp("plain"), flags_of(MEMORY, "-O0"))
+def objects(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> list[Path]:
+    """Compiled once for the same sources, which is half a minute of a core: pytest's cache keeps them."""
+    flags, made = flags_of(MEMORY, "-O0"), tmp_path_factory.mktemp("plain")
+    if not pytestconfig.pluginmanager.has_plugin("cacheprovider"):
+        return compile_all(made, flags)
+    assert pytestconfig.cache is not None
+    folder = pytestconfig.cache.mkdir("sanitized")
+    kept = folder / digest(flags)
+    if kept.is_dir():
+        return sorted(kept.glob("*.o"))
+    found = compile_all(made, flags)
+    with contextlib.suppress(OSError):  # another run may have been first
+        for old in folder.iterdir():
+            shutil.rmtree(old)
+        shutil.copytree(made, folder / f"new-{os.getpid()}").rename(kept)
+    return found
 
 
 def test_nothing_is_found_in_a_little(objects: list[Path], tmp_path: Path) -> None:

@@ -96,10 +96,10 @@ PROMPT = torch.from_numpy(np.random.default_rng(1).integers(3, 331, (1, 200)))
 SLOTS = np.random.default_rng(2).permutation(600).astype(np.int32)
 
 
-def logits(runner: TorchRunner, ids: np.ndarray, chunk: int = 512) -> torch.Tensor:
-    """Logits of every position, in chunks."""
+def logits(runner: TorchRunner, ids: np.ndarray, chunk: int = 512, first: int = 0) -> torch.Tensor:
+    """Logits of every position from `first` on, in chunks; K and V of those before it are stored already."""
     found = []
-    for start in range(0, len(ids), chunk):
+    for start in range(first, len(ids), chunk):
         part = Part(ids.astype(np.int32), SLOTS[: len(ids)], start, min(start + chunk, len(ids)))
         flight = runner.forward(batch([part]))
         assert flight.logits is not None
@@ -116,19 +116,19 @@ def test_logits_equal_transformers(pair: Pair) -> None:
 
 def test_greedy_equals_transformers(pair: Pair) -> None:
     wanted = pair.model.generate(
-        PROMPT[:, :90], max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0, eos_token_id=None
+        PROMPT[:, :110], max_new_tokens=30, min_new_tokens=30, do_sample=False, pad_token_id=0, eos_token_id=None
     )
     runner = pair.runner(torch.float32)
     ids = np.zeros(200, np.int32)
-    ids[:90] = PROMPT[0, :90]
+    ids[:110] = PROMPT[0, :110]
     found = []
-    for length in range(90, 154):
-        part = Part(ids, SLOTS, 0 if length == 90 else length - 1, length)
+    for length in range(110, 140):  # past 128, where YaRN's original context ends
+        part = Part(ids, SLOTS, 0 if length == 110 else length - 1, length)
         last = part.stop - part.start - 1
-        flight = runner.forward(batch([part], drawn=draws([last], into=[3]), feeds={} if length == 90 else {0: 3}))
+        flight = runner.forward(batch([part], drawn=draws([last], into=[3]), feeds={} if length == 110 else {0: 3}))
         runner.sample(flight, Masks())
         found.append(int(runner.read(flight).tokens[0]))
-    assert found == wanted[0, 90:].tolist()
+    assert found == wanted[0, 110:].tolist()
 
 
 def test_bfloat16_is_as_exact_as_transformers(pair: Pair) -> None:
@@ -142,10 +142,20 @@ def test_bfloat16_is_as_exact_as_transformers(pair: Pair) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_do_not_depend_on_chunks(pair: Pair, dtype: torch.dtype) -> None:
+    runner, ids = pair.runner(dtype), PROMPT[0].numpy()
+    whole = logits(runner, ids)
+    for chunk in (7, 64):
+        assert torch.equal(logits(runner, ids, chunk), whole)
+    for first, stop in ((0, 26), (120, 132)):  # token by token: past the windows, past a boundary of blocks
+        assert torch.equal(logits(runner, ids[:stop], 1, first), whole[first:stop])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_are_the_same_token_by_token(pair: Pair, dtype: torch.dtype) -> None:
     runner = pair.runner(dtype)
     whole = logits(runner, PROMPT[0].numpy())
-    for chunk in (1, 7, 64):
-        assert torch.equal(logits(runner, PROMPT[0].numpy(), chunk), whole)
+    assert torch.equal(logits(runner, PROMPT[0].numpy(), 1), whole)
 
 
 # -- rope in numbers
