@@ -6,9 +6,12 @@ one in which somebody's program runs.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 
+LARGE = 256 << 10  # bytes of a block that goes back to the system when it is freed
+M_MMAP_THRESHOLD = -3  # of malloc.h
 SWITCH_SECONDS = 0.001  # that another thread keeps the interpreter while the one that serves waits for it
 
 
@@ -23,3 +26,14 @@ def settle(*, collect: bool = True) -> None:
     gc.freeze()
     gc.enable()
     sys.setswitchinterval(SWITCH_SECONDS)
+
+
+def give_back(at_least: int = LARGE) -> bool:
+    """Have the C library return every block of `at_least` bytes to the system as soon as it is freed; False where it
+    cannot be told (it is not glibc). Left to itself glibc learns to keep blocks of up to 32 MiB, and the tables of
+    constraints, which come and go in an engine, then leave holes among which its memory grows for hours. Each such
+    block costs fresh pages: not for processes whose every step asks for some, as torch's operations on a CPU do."""
+    if sys.platform != "linux":
+        return False
+    told = getattr(ctypes.CDLL(None), "mallopt", None)
+    return told is not None and told(M_MMAP_THRESHOLD, at_least) == 1
