@@ -217,7 +217,8 @@ def test_looking_takes_a_small_share_of_the_engine(served: Served, monkeypatch: 
 
 
 def test_it_says_when_the_engine_is_lost_and_when_it_is_back():
-    with serving(dashboard=True, in_process=False, engine={"dtype": "auto"}) as served, watching(served.url) as stream:
+    # float32: an engine that starts with torch is away for many frames
+    with serving(dashboard=True, in_process=False) as served, watching(served.url) as stream:
         first(stream)
         served.client.kill()
         lost = first(stream, lambda frame: frame["state"] != "ready")

@@ -103,6 +103,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "beside.py").write_text(BESIDE, encoding="utf-8")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
+    for name in ("programs", "beside"):  # of other tests of this process
+        monkeypatch.delitem(sys.modules, name, raising=False)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "RAMET_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     known = set(sys.modules)
