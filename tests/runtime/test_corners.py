@@ -41,6 +41,7 @@ FAILS = (m.Score("a.0", "a"), text("a.1", 90), m.Close("a.2", "a"))
 LONG = (text("a.0", 40), text("b.0", 40), m.Close("a.1", "a"), m.Close("b.1", "b"))
 FAILURES: dict[str, tuple[tuple[m.AnyOp, ...], dict[str, str]]] = {
     "after the end of its sequence": ((*CLOSED, text("0.2", 2)), {"0.2": "sequence 0 is closed"}),
+    "a close without a name": ((text("0.0", 3), m.Close("", "0")), {}),
     "a close after the end": ((*CLOSED, m.Close("0.2", "0")), {}),
     "longer than the context": ((text("0.0", CONTEXT + 1),), {"0.0": "do not fit the context"}),
     "a value that failed": (

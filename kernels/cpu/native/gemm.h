@@ -69,7 +69,7 @@ void tile_int8(const Tile &tile, float *out) {
             c[i][0] = c[i][1] = set_int(kOffset ? -kOffset * (s[0] + s[1]) : 0);
         }
         for (int64_t j = g * kGroup; j < (g + 1) * kGroup; j += 4, at += 128) {
-                const uint8_t *b = reinterpret_cast<const uint8_t *>(at);
+            const uint8_t *b = reinterpret_cast<const uint8_t *>(at);
             const Quads left = load_quads(b), right = load_quads(b + 64);
 #pragma GCC unroll 6
             for (int i = 0; i < M; i++) {
@@ -107,7 +107,7 @@ void tile_int4(const Tile &tile, float *out) {
         Int c[M][2];
         for (int i = 0; i < M; i++) c[i][0] = c[i][1] = set_int(0);
         for (int64_t j = g * kHalf; j < g * kHalf + kHalf / 2; j += 4, at += 128) {
-                const uint8_t *b = reinterpret_cast<const uint8_t *>(at);
+            const uint8_t *b = reinterpret_cast<const uint8_t *>(at);
             const Quads low[2] = {low_nibbles(b), low_nibbles(b + 64)};
             const Quads high[2] = {high_nibbles(b), high_nibbles(b + 64)};
 #pragma GCC unroll 6
