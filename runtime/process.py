@@ -36,7 +36,7 @@ from ramet.runtime.models import hub
 from ramet.runtime.models.tokenizer import tokenizer_of
 from ramet.runtime.ports import SOCKETS, WakingPort, ZmqPort
 from ramet.runtime.runners import runner_for
-from ramet.runtime.settle import give_back, settle
+from ramet.runtime.settle import settle
 
 if TYPE_CHECKING:
     from ramet.runtime.grammar.automaton import GrammarCache
@@ -115,8 +115,6 @@ def _settled(ready: Callable[[m.Ready], None]) -> Callable[[m.Ready], None]:
 
     def settle_first(hello: m.Ready) -> None:
         settle(collect=False)
-        if "torch" not in sys.modules:
-            give_back()
         ready(hello)
 
     return settle_first

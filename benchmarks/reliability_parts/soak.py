@@ -31,7 +31,7 @@ BLOCKS = 12
 ROUND = 60  # requests of a client's script
 GRAIN = 2**19  # bytes: an allocator takes memory in pieces, so that a smaller rise says nothing
 FILL = 6000  # requests before that
-FIRST = 0.3  # share of the time that warms up: pools and caches fill to their bounds
+FIRST = 0.2  # share of the time that warms up: pools and caches fill to their bounds
 
 
 @dataclass(slots=True)
