@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ramet.kernels.triton.interpreted import make_faithful
+
 Act = Callable[[], Any]
 _ROTATED = 256 << 20  # bytes of inputs that a measurement walks through: several times the second-level cache
 
@@ -22,6 +24,8 @@ class Place:
 
     def __init__(self, *, toy: bool) -> None:
         self.toy = toy
+        if toy:
+            make_faithful()
         self.device = torch.device("cpu" if toy else "cuda")
         self.dtype = torch.float32 if toy else torch.bfloat16
         self.name = "interpreter" if toy else torch.cuda.get_device_name()

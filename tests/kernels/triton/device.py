@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from ramet.kernels.triton.interpreted import make_faithful
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# the interpreter's products of bfloat16 are wrong
-DTYPES = (torch.float32, torch.float16) if DEVICE == "cpu" else (torch.float32, torch.float16, torch.bfloat16)
+if DEVICE == "cpu":
+    make_faithful()
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
