@@ -18,15 +18,15 @@ pytestmark = [
 
 
 @triton.jit
-def _numbers(a_ptr: tl.tensor, b_ptr: tl.tensor, out_ptr: tl.tensor, SIZE: tl.constexpr) -> None:
-    at = tl.arange(0, SIZE)
+def _numbers(a_ptr: tl.tensor, b_ptr: tl.tensor, out_ptr: tl.tensor, size: tl.constexpr) -> None:
+    at = tl.arange(0, size)
     a, b = tl.load(a_ptr + at), tl.load(b_ptr + at)
     tl.store(out_ptr + at, a * b + at.to(tl.bfloat16))
 
 
 @triton.jit
-def _product(a_ptr: tl.tensor, b_ptr: tl.tensor, out_ptr: tl.tensor, ROWS: tl.constexpr) -> None:
-    rows, columns = tl.arange(0, ROWS), tl.arange(0, 32)
+def _product(a_ptr: tl.tensor, b_ptr: tl.tensor, out_ptr: tl.tensor, count: tl.constexpr) -> None:
+    rows, columns = tl.arange(0, count), tl.arange(0, 32)
     a = tl.load(a_ptr + rows[:, None] * 32 + columns[None, :])
     b = tl.load(b_ptr + columns[:, None] * 32 + columns[None, :])
     tl.store(out_ptr + rows[:, None] * 32 + columns[None, :], tl.dot(a, b, input_precision="ieee"))
