@@ -218,11 +218,13 @@ class Translator:
         if self._over:
             return
         self._over = True
-        for pending in self._pending.values():
-            kind, message = ended.kind or "generation", ended.message or "the program ended before this operation did"
-            self._deliver(ir.Failed(pending.op.id, pending.op.seq, kind, message, retryable))
-        self._pending.clear()
-        self._deliver(ended)
+        kind, message = ended.kind or "generation", ended.message or "the program ended before this operation did"
+        try:
+            for pending in list(self._pending.values()):  # another thread may add some: to these the end is the answer
+                self._deliver(ir.Failed(pending.op.id, pending.op.seq, kind, message, retryable))
+        finally:
+            self._pending.clear()
+            self._deliver(ended)
 
     def _text(self, token: int) -> str:
         return self._tokenizer.decode([token])
