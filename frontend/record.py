@@ -212,7 +212,7 @@ class Record:
 
     def saw(self, error: BaseException | None) -> None:
         """A reader was given `error`: it needs no second report at the end."""
-        for entry in self.entries.values():
+        for entry in list(self.entries.values()):  # a reader holds no lock: others may record meanwhile
             if error is not None and entry.error is error and entry.root is not None:
                 entry.root.read = True
 
