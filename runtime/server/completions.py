@@ -6,11 +6,11 @@ prompts, streams of them. With `echo` and `logprobs` the prompt's own tokens are
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -123,7 +123,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
         if body.stream:
             return await sse(streamed(service, call, caller, look, known, head), request, caller, notes=notes)
         answer = await attended(request, service.complete(call, caller))
-        told = await asyncio.to_thread(whole, service, answer, look, known)  # scored prompts are much to write
+        told = await raw.written(_rows(answer, look), lambda: whole(service, answer, look, known))
         return reply({**head, **told}, caller, notes)
 
     return routes
@@ -251,6 +251,12 @@ def whole(service: Service, answer: Answer, look: Look, known: list[Known]) -> d
     }
 
 
+def _rows(answer: Answer, look: Look) -> int:
+    """Tokens that `whole` tells of one by one, the prompt's as text at least."""
+    told = answer.prompt_tokens if look.echo or look.prompt_logprobs is not None else 0
+    return told + sum(len(done.meta.logprobs) for answered in answer.prompts for done in answered.completions)
+
+
 def _best(answered: Answered, look: Look) -> list[Completion]:
     """The completions that are shown: of `best_of` those of the highest mean logprob, best first."""
     if not answered.completions:  # nothing was generated
@@ -300,7 +306,7 @@ async def streamed(
                     ]
                     choices |= {(out.prompt, k): choice for k, choice in enumerate(mine)}
                     if look.echo or not call.generate:
-                        first = await asyncio.to_thread(_opened, mine, not call.generate)
+                        first = await raw.written(out.prompt_tokens, partial(_opened, mine, not call.generate))
                         made.append(chunk(first, look.counting))
                     continue
                 choice = choices[out.prompt, out.choice]

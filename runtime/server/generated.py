@@ -153,11 +153,9 @@ async def answered(service: Service, ones: Sequence[One], jobs: Sequence[Job], n
             line.begun = known.begun
             done = known.completions[line.choice] if known.completions else None
             line.close(service, done.text if done else "", done.meta if done else None)
-    return await asyncio.to_thread(_all, service, lines, seconds)  # scored prompts are much to write
-
-
-def _all(service: Service, lines: Sequence[Sequence[Line]], seconds: float) -> list[dict[str, Any]]:
-    return [line.written(service, seconds) for mine in lines for line in mine]
+    every = [line for mine in lines for line in mine]
+    rows = sum(len(line.begun.scores) + len(line.logprobs) for line in every)
+    return await raw.written(rows, lambda: [line.written(service, seconds) for line in every])
 
 
 async def streamed(service: Service, ones: Sequence[One], jobs: Sequence[Job], *, n: int, deltas: bool) -> Batches:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from ramet.runtime.text import Tokenizer
 
 MAX_PROMPTS = 128
 SPARE = 4  # tokens that may stand in front of a text
+MANY = 100  # tokens with logprobs, from which on an answer is written in a thread
 RawPrompts = str | list[str] | list[int] | list[list[int]]
 Item = TypeVar("Item")
 
@@ -164,3 +165,9 @@ async def merged(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerato
         for source in sources:
             with contextlib.suppress(Failure):
                 await source.aclose()
+
+
+async def written(rows: int, write: Callable[[], Item]) -> Item:
+    """`write()`, whose answer tells of `rows` tokens one by one: beside the loop where they are many. A thread costs a
+    short answer more than its writing does."""
+    return write() if rows < MANY else await asyncio.to_thread(write)
