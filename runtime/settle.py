@@ -11,7 +11,7 @@ import gc
 import sys
 
 LARGE = 256 << 10  # bytes of a block that goes back to the system when it is freed
-M_MMAP_THRESHOLD = -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 SWITCH_SECONDS = 0.001  # that another thread keeps the interpreter while the one that serves waits for it
 
 
@@ -31,14 +31,16 @@ def settle(*, collect: bool = True) -> None:
 
 
 def give_back(at_least: int = LARGE) -> bool:
-    """Have the C library return every block of `at_least` bytes to the system as soon as it is freed; False where it
-    cannot be told (it is not glibc). Left to itself glibc learns to keep blocks of up to 32 MiB, and the tables of
-    constraints, which come and go in an engine, then leave holes among which its memory grows for hours. A server's
-    does for another reason: asyncio receives into a block of 256 KiB and cuts off what it did not fill, and what is
-    kept for the time of a request stands where the next block wants to be. Each block that is given back costs fresh
-    pages (some 0.08 ms of CPU a request): not for processes whose every step asks for some, as torch's operations on a
-    CPU do."""
+    """Have the C library return to the system every block of `at_least` bytes as soon as it is freed, and what is free
+    at the end of a heap once it is so much; False where it cannot be told (it is not glibc).
+
+    Left to itself glibc learns from the first large blocks that come and go to keep up to 32 MiB of one, and 64 MiB at
+    the end of each thread's heap: every burst leaves its height behind. The tables of constraints, which come and go in
+    an engine, leave holes among which its memory grows for hours. A server's does because asyncio receives into a block
+    of 256 KiB and cuts off what it did not fill: what is kept for the time of a request stands where the next block
+    wants to be. Each block that is given back costs fresh pages (some 0.08 ms of CPU a request): not for processes
+    whose every step asks for some, as torch's operations on a CPU do."""
     if sys.platform != "linux":
         return False
     told = getattr(ctypes.CDLL(None), "mallopt", None)
-    return told is not None and told(M_MMAP_THRESHOLD, at_least) == 1
+    return told is not None and all(told(name, at_least) == 1 for name in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
