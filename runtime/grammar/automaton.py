@@ -231,6 +231,7 @@ class LLAutomaton:
     def _check(self, began: float | None = None, per: int = 1) -> None:
         """Raise what the matcher has run into. Its limits do not count what completing many ambiguous items takes (it
         grows with the square of the text), so slow steps are counted here, in CPU time of this thread."""
+        known, self._allowed = self._allowed, None  # after a limit nothing is
         if self._matcher.is_error():
             kind = _Full if _FULL in self._matcher.get_error() else GrammarError
             raise kind(_why(self._matcher))
@@ -243,6 +244,7 @@ class LLAutomaton:
                 f"the grammar cannot be followed: {MOST_SLOW} tokens took more than {SLOW_SECONDS * 1000:g} ms each "
                 "(limit: time per token); make it less ambiguous"
             )
+        self._allowed = known
 
 
 class GrammarCache:

@@ -184,6 +184,19 @@ def test_ambiguous_grammars_that_become_too_slow_end_with_an_error(cache: Gramma
     assert not out.any()
 
 
+def test_a_limit_that_is_met_while_following_stays_met(cache: GrammarCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    automaton, out = begun(cache, "start: /[ab]*/"), row()
+    automaton.mask(out)  # known from here on, as long as nothing happens
+    automaton._slow = automaton_module.MOST_SLOW
+    monkeypatch.setattr(automaton_module, "SLOW_SECONDS", -1.0)
+    with pytest.raises(GrammarError, match="time per token"):
+        automaton.advance(ids("a"))
+    for _ in range(2):
+        with pytest.raises(GrammarError, match="time per token"):
+            automaton.mask(out)
+        assert not out.any()
+
+
 def small_lexers(patch: pytest.MonkeyPatch, states: int) -> None:
     """Lexers of few states."""
     patch.setattr(
