@@ -238,6 +238,7 @@ def test_smollm2_equals_transformers_on_10_000_strings(smol):
     theirs = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).backend_tokenizer
     # transformers' GGUF reader leaves out the digit split of the model's published tokenizer.json.
     theirs.pre_tokenizer = splitter("smollm")
+    theirs.model.unk_token = None  # nor has that an unknown token; some versions of the reader give it one
     corpus = list(fuzz_corpus(10_000))
     as_template = [e.ids for e in theirs.encode_batch(corpus, add_special_tokens=False)]
     assert [smol.encode_template(text) for text in corpus] == as_template
