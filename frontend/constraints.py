@@ -86,8 +86,19 @@ def typed(type_: Any, whitespace: Whitespace, where: str) -> Wanted:
     return Wanted(constraint, read=_plainly(json_of.read), name=shown(type_))
 
 
-def dtyped(kind: object, where: str) -> Wanted:
-    """SGLang's `dtype`: the text is of the kind, and stays a text."""
+def dtyped(kind: object, type_: Any, arguments: Mapping[str, Any], where: str) -> Wanted:
+    """SGLang's `dtype`: the text is of the kind, and stays a text. The other arguments as of `wanted`."""
+    others = [name for name in (*KINDS, "json_whitespace") if arguments.get(name) is not None]
+    others += ["type"] if type_ is not str else []
+    if others:
+        raise ConstraintError(f"dtype={kind!r}, {others[0]}=: a generation has one constraint; give one", where=where)
+    jump = arguments.get("jump")
+    _one_of("jump", jump, JUMPS, where)
+    found = _of_dtype(kind, where)
+    return replace(found, jump=cast(Jump, jump)) if jump else found
+
+
+def _of_dtype(kind: object, where: str) -> Wanted:
     name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
     if name == "bool":
         return Wanted(Choices(("True", "False")), choices=("True", "False"))

@@ -15,7 +15,7 @@ from ramet.frontend.entries import Entry, Seq
 from ramet.frontend.errors import ConstraintError, StateError, UnknownVariable
 from ramet.frontend.execution import Execution
 from ramet.frontend.ir import Role, Select, SelectMethod, Tool
-from ramet.frontend.options import build, checked
+from ramet.frontend.options import build, check_timeout, checked
 from ramet.frontend.sampling import Sampling
 from ramet.frontend.values import Value, listed
 
@@ -87,12 +87,20 @@ class Core:
         return build(self.defaults, options, where)
 
     def gen(
-        self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str, want: Wanted
+        self,
+        name: str | None,
+        options: Mapping[str, Any],
+        n: int,
+        timeout: float | None,
+        where: str,
+        want: Wanted,
+        method: SelectMethod = "token_length_normalized",
     ) -> Value[Any]:
         """Record a generation; with n > 1, n - 1 more on branches from here: this state goes on with the first. A
-        choice is made by likelihood, unless a temperature is given or n > 1."""
+        choice is made by likelihood with `method`, unless a temperature is given or n > 1."""
+        check_timeout(timeout, where)
         if want.choices and n == 1 and not options.get("temperature"):
-            entry = self._choose(name, want.choices, "token_length_normalized", where)
+            entry = self._choose(name, want.choices, method, where)
             return self._read(name, entry, want, timeout, where)
         if n > 1:
             return self._samples(name, options, n, timeout, where, want)

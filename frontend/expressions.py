@@ -7,12 +7,12 @@ nothing else; arguments that can be checked without a program are checked here, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, Union
+from typing import Any, Literal, NoReturn, Union
 
-from ramet.frontend.constraints import Wanted, dtyped, wanted
+from ramet.frontend.constraints import ARGUMENTS, Wanted, dtyped, wanted
 from ramet.frontend.errors import ConstraintError
-from ramet.frontend.ir import SelectMethod
-from ramet.frontend.options import checked, given
+from ramet.frontend.ir import Jump, SelectMethod
+from ramet.frontend.options import check_timeout, checked, given
 from ramet.frontend.types import check_choices, check_method
 from ramet.frontend.where import user_line
 
@@ -56,16 +56,28 @@ class Concat(Expr):
 
 class GenExpr(Expr):
     """A generation; `options` are the sampling options that were given, `n` the number of samples, `want` what its text
-    must be."""
+    must be, `method` how it is chosen where that is all there is to do, `timeout` what reading it waits, in seconds."""
 
-    __slots__ = ("n", "name", "options", "want", "where")
+    __slots__ = ("method", "n", "name", "options", "timeout", "want", "where")
 
-    def __init__(self, name: str | None, options: Mapping[str, Any], n: int, want: Wanted, where: str) -> None:
+    def __init__(
+        self,
+        name: str | None,
+        options: Mapping[str, Any],
+        n: int,
+        want: Wanted,
+        where: str,
+        *,
+        method: SelectMethod,
+        timeout: float | None,
+    ) -> None:
         self.name = name
         self.options = options
         self.n = n
         self.want = want
         self.where = where
+        self.method = method
+        self.timeout = timeout
 
 
 class SelectExpr(Expr):
@@ -132,28 +144,39 @@ def gen(
     choices: Sequence[str] | None = None,
     choices_method: SelectMethod | None = None,
     regex: str | None = None,
-    json_schema: str | None = None,
+    json_schema: str | bool | Mapping[str, Any] | type[Any] | None = None,
     repetition_penalty: float | None = None,
     seed: int | None = None,
+    *,
+    type: Any = str,
+    grammar: str | None = None,
+    json_whitespace: Literal["fixed", "flexible"] | None = None,
+    jump: Jump | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    logprobs: int | None = None,
+    timeout: float | None = None,
 ) -> Expr:
-    """Generate and define `name`: a text.
+    """Generate and define `name`: a value of `type`, by default a text.
 
-    At most one of `regex` (the whole text), `json_schema` (JSON text), `dtype` (int, float, bool, str or their names:
-    a number, True or False, a quoted string; it stays a text) and `choices` says what it must be. With `choices` or
-    bool it is `select`, unless a `temperature` above 0 or `n` above 1 is given: then it is sampled. `n` samples define
-    a list; the text goes on with the first. Raises `ConstraintError`.
+    SGLang's arguments in its order, then those that `State.gen` has besides, which mean what they mean there. At most
+    one of `type`, `regex` (the whole text), `json_schema`, `grammar`, `choices` and `dtype` says what the text must be;
+    `dtype` (int, float, bool, str or their names: a number, True or False, a quoted string) leaves it a text. What is
+    one of a few texts is chosen by likelihood, with `choices_method`, unless a `temperature` above 0 or `n` above 1 is
+    given: then it is sampled. `n` samples define a list; the text goes on with the first. Raises `ConstraintError`.
     """
-    options = given(locals(), "n", "name", "dtype", "choices", "choices_method", "regex", "json_schema")
+    options = given(locals(), "n", "name", "dtype", "type", "choices_method", "timeout", *ARGUMENTS)
     where = user_line()
-    arguments = {"regex": regex, "json_schema": json_schema, "choices": choices}
-    others = [key for key, value in arguments.items() if value is not None]
-    if dtype is not None and others:
-        raise ConstraintError(f"dtype={dtype!r}, {others[0]}=: a generation has one constraint; give one", where=where)
-    want = dtyped(dtype, where) if dtype is not None else wanted(str, arguments, where)
+    arguments = {name: value for name, value in locals().items() if name in ARGUMENTS}
+    want = wanted(type, arguments, where) if dtype is None else dtyped(dtype, type, arguments, where)
     samples = _samples(n, where)
-    if want.choices and samples == 1 and not temperature:
-        return select(name, want.choices, 0.0, choices_method or token_length_normalized)
-    return GenExpr(name, checked(options, where), samples, want, where)
+    method = token_length_normalized
+    if choices_method is not None:
+        method = check_method(choices_method, where)
+        if not want.choices or samples > 1 or temperature:
+            why = "the choice is sampled" if want.choices else "nothing is chosen"
+            raise ConstraintError(f"choices_method={choices_method!r}: {why} here; leave it out", where=where)
+    wait = check_timeout(timeout, where)
+    return GenExpr(name, checked(options, where), samples, want, where, method=method, timeout=wait)
 
 
 def _samples(n: int | None, where: str) -> int:

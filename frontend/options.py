@@ -7,7 +7,9 @@ or a `ConstraintError` at the user's line that names the option, its value and t
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal, TypedDict
 
 from ramet.frontend.errors import ConstraintError
@@ -106,11 +108,11 @@ def _translate(name: str, value: Any, out: dict[str, Any], where: str) -> None:
     elif name == "stop_token_ids":
         out[name] = tuple(_integer(name, token, where) for token in _list(name, value, where))
     elif name == "logit_bias":
-        out[name] = {_integer("logit_bias", token, where): float(bias) for token, bias in dict(value).items()}
+        out[name] = _biases(name, value, where)
     elif name == "ignore_eos":
-        out[name] = bool(value)
+        out[name] = _boolean(name, value, where)
     elif name == "return_logprob":
-        out["logprobs"] = max(out.get("logprobs", 0), 0) if value else -1
+        out["logprobs"] = max(out.get("logprobs", 0), 0) if _boolean(name, value, where) else -1
     elif name == "top_logprobs_num":
         out["logprobs"] = _integer(name, value, where)
     elif name == "return_text_in_logprobs":
@@ -120,13 +122,20 @@ def _translate(name: str, value: Any, out: dict[str, Any], where: str) -> None:
     elif name == "logprob_start_len":
         _refuse_unless(value == -1, name, value, "logprobs of the prompt are not built into this version", where)
     elif name == "stop_regex":
-        _refuse_unless(
-            len(value) == 0, name, value, "stopping at a regex is not built into this version; use stop", where
-        )
+        remedy = "stopping at a regex is not built into this version; use stop"
+        _refuse_unless(not _strings(name, value, where), name, value, remedy, where)
     elif name in SAMPLING:
         out[name] = value
     else:
         raise ConstraintError(f"{name}={value!r}: no such option; {hint(name, _KNOWN)}", where=where)
+
+
+def check_timeout(timeout: Any, where: str) -> float | None:
+    """The seconds to wait, or None for no limit. Raises `ConstraintError` unless they are a positive number."""
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and math.isfinite(timeout) and timeout > 0):
+        raise ConstraintError(f"timeout={timeout!r}: must be a positive number of seconds", where=where)
+    return timeout  # type: ignore[no-any-return]
 
 
 def hint(name: str, known: Collection[str]) -> str:
@@ -144,6 +153,21 @@ def _integer(name: str, value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConstraintError(f"{name}={value!r}: must be an integer", where=where)
     return value
+
+
+def _boolean(name: str, value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise ConstraintError(f"{name}={value!r}: must be True or False", where=where)
+    return value
+
+
+def _biases(name: str, value: Any, where: str) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise ConstraintError(f"{name}={value!r}: must map ids of tokens to numbers", where=where)
+    for token, bias in value.items():
+        if isinstance(bias, bool) or not isinstance(bias, Real):
+            raise ConstraintError(f"{name}[{token!r}]={bias!r}: must be a number", where=where)
+    return {_integer(name, token, where): float(bias) for token, bias in value.items()}
 
 
 def _list(name: str, value: Any, where: str) -> list[Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
@@ -17,7 +16,7 @@ from ramet.frontend.batch import Batch, lazily
 from ramet.frontend.callers import caller
 from ramet.frontend.errors import ConstraintError
 from ramet.frontend.host import check_backend, choose_backend
-from ramet.frontend.options import SAMPLING, checked, hint
+from ramet.frontend.options import SAMPLING, check_timeout, checked, hint
 from ramet.frontend.run import Run, Setting, start
 from ramet.frontend.state import State
 from ramet.frontend.where import user_line
@@ -298,9 +297,8 @@ def _run_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     out.update({k: v for k, v in options.items() if k in RUN_OPTIONS and v is not None})
     if "backend" in out:
         check_backend(out["backend"])
-    timeout, budget, seed = out.get("timeout"), out.get("budget"), out.get("seed")
-    if timeout is not None and not (isinstance(timeout, int | float) and math.isfinite(timeout) and timeout > 0):
-        raise ConstraintError(f"timeout={timeout!r}: must be a positive number of seconds", where=where)
+    budget, seed = out.get("budget"), out.get("seed")
+    check_timeout(out.get("timeout"), where)
     for name, value, least in (("budget", budget, 1), ("seed", seed, 0)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ConstraintError(f"{name}={value!r}: must be an integer of at least {least}", where=where)

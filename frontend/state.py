@@ -70,7 +70,8 @@ class State:
             _refuse_echo(core, piece, where)
             core.execution.add_text(core.seq, piece.as_entry(core.execution, core.seq), where)
         elif isinstance(piece, GenExpr):
-            core.gen(piece.name, piece.options, piece.n, None, piece.where or where, piece.want)
+            at = piece.where or where
+            core.gen(piece.name, piece.options, piece.n, piece.timeout, at, piece.want, piece.method)
         elif isinstance(piece, SelectExpr):
             core.select(piece.name, piece.choices, piece.method, piece.where or where)
         elif isinstance(piece, RoleExpr):

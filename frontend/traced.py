@@ -126,12 +126,19 @@ class TraceCore(Core):
         return known[key].copy()
 
     def gen(
-        self, name: str | None, options: Mapping[str, Any], n: int, timeout: float | None, where: str, want: Wanted
+        self,
+        name: str | None,
+        options: Mapping[str, Any],
+        n: int,
+        timeout: float | None,
+        where: str,
+        want: Wanted,
+        method: SelectMethod = "token_length_normalized",
     ) -> Value[Any]:
         """See `Core.gen`."""
         if timeout is not None:
             self.execution.trace.stop("feature", "a generation has a timeout")
-        return super().gen(name, options, n, timeout, where, want)
+        return super().gen(name, options, n, timeout, where, want, method)
 
     def sampling(self, options: Mapping[str, Any], where: str) -> Sampling:
         """See `Core.sampling`; options that were valid once are."""
