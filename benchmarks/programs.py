@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ramet.frontend import outbox
 from ramet.frontend.errors import EngineError, ModelError
 from ramet.runtime.models import hub
 from ramet.runtime.models.fetch import cache_directory
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from programs_parts.report import Report
 
 PACE = 0.005  # of tools beside a tiny model
+STEADY = 0.25  # seconds that counted programs may pause while they record: a busy machine cuts no submission in two
 CHECKED = ("calls", "whole", "plan", "toggles")
 
 
@@ -181,6 +183,8 @@ def main() -> int:
     """Measure, print, write. The exit status: 1 when something is refused, or a gate of --check is broken."""
     options = arguments()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if options.check:
+        outbox.QUIET = outbox.PATIENCE = STEADY
     try:
         if options.prepare:
             from programs_parts.llamaserver import NotInstalled, build

@@ -17,6 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ramet.frontend import outbox
+
 from ..runtime.engines import checked_engine
 
 pytestmark = pytest.mark.model
@@ -49,13 +51,13 @@ def test_counts_keep_their_gates() -> None:
     assert done.returncode == 0, done.stderr
     found = {(row["workload"][:3], row["rung"]): row for row in json.loads(done.stdout)["rows"]}
     assert len({label for label, _ in found}) == 14
-    assert found["W11", "lru-fcfs"]["/distinct"] > 2 > found["W11", "whole"]["/distinct"]
+    assert found["W11", "lru-fcfs"]["/distinct"] > 2
+    assert found["W11", "whole"]["computed"] < 0.6 * found["W11", "lru-fcfs"]["computed"]
     assert found["W07", "jump off"]["steps"] > 1.5 * found["W07", "whole"]["steps"]
-    # a submission for each of three levels of each of three problems; a pause of the machine cuts one in two
-    assert 9 <= found["W04", "whole"]["sent"] <= 13
+    assert found["W04", "whole"]["sent"] == 9  # one for each of three levels of each of three problems
     assert found["W12", "whole"]["decoded"] < found["W12", "early stop off"]["decoded"]
     for (label, rung), row in found.items():
-        if rung in ("whole", "plan"):
+        if rung in ("whole", "plan") and label != "W11":  # of which tests/sim/test_agents.py knows more
             assert row["computed"] < 1.06 * row["distinct"], label
         if rung == "plan" and row["same"] is not None:
             assert row["same"] == 1
@@ -132,9 +134,13 @@ def test_lists_are_read_as_lists(parts) -> None:
 
 
 @pytest.mark.parametrize("number", [4, 5, 9, 10, 13])
-def test_distinct_tokens_are_those_that_an_idle_engine_computes(parts, number: int) -> None:
+def test_distinct_tokens_are_those_that_an_idle_engine_computes(
+    parts, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One program alone on an engine that checks itself: nothing is computed twice, so its counter is
     the count that is made up here from what was sent."""
+    monkeypatch.setattr(outbox, "QUIET", 0.25)  # a busy machine cuts no submission in two
+    monkeypatch.setattr(outbox, "PATIENCE", 0.25)
     workload = parts.catalog.WORKLOADS[number]
     rows = parts.scenes.rows(number, 5, 1)[:1]
     setting = parts.places.Setting("random:tiny", "auto", 1, True)
@@ -142,7 +148,7 @@ def test_distinct_tokens_are_those_that_an_idle_engine_computes(parts, number: i
         outcome, listener = parts.rungs.in_language(workload, rows, engine, {})
         assert outcome.computed == parts.session.distinct(places, listener)
     assert outcome.calls > 1
-    assert 0 <= outcome.submissions - workload.submissions <= 2  # a pause of the machine cuts one in two
+    assert outcome.submissions == workload.submissions
 
 
 def test_gates_can_break(parts) -> None:
@@ -161,6 +167,21 @@ def test_gates_can_break(parts) -> None:
     assert "2 submissions of 1 programs" in broken(whole=replace(good, submissions=2))[0]
     assert "1.10 x the steps" in broken(off=replace(good, steps=11))[0]
     assert "differ" in broken(plan=replace(good, values=["[]"]))[0]
+
+
+def test_gates_of_a_small_pool_can_break(parts) -> None:
+    workload = parts.catalog.WORKLOADS[11]
+    good = parts.rungs.Outcome(1.0, [1.0], ["a"], 1, 1, 90, 0, 10, computed=120, distinct=100, steps=10)
+
+    def broken(whole: int, calls: int) -> list[str]:
+        report = parts.report.Report({}, [workload])
+        for rung, computed in (("whole", whole), ("plan", whole), ("lru-fcfs", calls)):
+            report.add(workload, rung, replace(good, computed=computed))
+        return parts.gates.broken(report)
+
+    assert broken(120, 400) == []
+    assert "0.75 x what lru-fcfs does" in broken(300, 400)[0]
+    assert "there is no pressure" in broken(100, 190)[0]
 
 
 def test_the_table_and_the_picture(parts, tmp_path) -> None:
