@@ -36,7 +36,7 @@ from ramet.runtime.models import hub
 from ramet.runtime.models.tokenizer import tokenizer_of
 from ramet.runtime.ports import SOCKETS, WakingPort, ZmqPort
 from ramet.runtime.runners import runner_for
-from ramet.runtime.settle import settle
+from ramet.runtime.settle import Trimming, settle
 
 if TYPE_CHECKING:
     from ramet.runtime.grammar.automaton import GrammarCache
@@ -170,7 +170,9 @@ def main() -> None:
             directory = told.get()  # the parent has fetched it by then, and shows how far it is
         loaded = load(config)
         port = ZmqPort(directory or told.get())
-        _loop(*assemble(loaded, port), _settled(port.send))
+        core, hello = assemble(loaded, port)
+        with Trimming():
+            _loop(core, hello, _settled(port.send))
     except BaseException as error:  # noqa: BLE001 (the main of the engine's process: the client is told)
         port = port or ZmqPort(directory or told.get())
         port.send(m.Broken(type(error).__name__, str(error)))

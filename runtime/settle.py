@@ -1,7 +1,7 @@
 """A process that has started and will serve from now on: what would make it pause is put out of the way.
 
-In: nothing. Out: the interpreter's own settings, for this process. Only a process that is ramet's own calls this, never
-one in which somebody's program runs.
+In: nothing. Out: settings of the interpreter and of the C library for this process, and a thread that trims its heaps.
+Only a process that is ramet's own calls this, never one in which somebody's program runs.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import threading
+from types import TracebackType
 
 LARGE = 256 << 10  # bytes of a block that goes back to the system when it is freed
+PR_SET_NAME = 15  # of prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+TRIM_SECONDS = 60.0  # between two looks for free memory inside heaps
 SWITCH_SECONDS = 0.001  # that another thread keeps the interpreter while the one that serves waits for it
 
 
@@ -44,3 +48,41 @@ def give_back(at_least: int = LARGE) -> bool:
         return False
     told = getattr(ctypes.CDLL(None), "mallopt", None)
     return told is not None and all(told(name, at_least) == 1 for name in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
+
+
+def trim() -> bool:
+    """Return to the system whatever is free inside the heaps of all threads; False where nothing was, or it cannot be
+    told. With nothing to return it takes some 0.3 ms, without the interpreter's lock."""
+    if sys.platform != "linux":
+        return False
+    told = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return told is not None and told(ctypes.c_size_t(LARGE)) == 1
+
+
+class Trimming:
+    """While this is entered, `trim` runs every `seconds` in a thread of its own, but where torch computes.
+
+    A heap gives back its free end (`give_back`) and nothing below: a table of a constraint that stays, small as it may
+    be, keeps all that was free beneath it when it was made. An hour of mixed load left 2.2 MiB of an engine so."""
+
+    def __init__(self, seconds: float = TRIM_SECONDS) -> None:
+        self._seconds = seconds
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ramet-trim", daemon=True)
+
+    def __enter__(self) -> None:
+        if "torch" not in sys.modules:
+            self._thread.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        if sys.platform == "linux":  # as `top -H` shows it
+            ctypes.CDLL(None).prctl(PR_SET_NAME, threading.current_thread().name.encode(), 0, 0, 0)
+        while not self._over.wait(self._seconds):
+            trim()

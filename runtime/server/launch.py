@@ -35,7 +35,7 @@ from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.routes import ROUTERS
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
-from ramet.runtime.settle import settle
+from ramet.runtime.settle import Trimming, settle
 
 LAST_WORDS = 3  # seconds for answers that are written when the engine has nothing left to do
 IDLE = 65  # seconds until an idle connection is closed: longer than clients keep theirs, so that they do not race us
@@ -156,9 +156,10 @@ async def _serve(
         await service.start()
         front.app = create_app(service, settings, metrics, ROUTERS)
         settle()
-        announce(client)
-        await asked[0].wait()
-        await drain(service, settings.drain_timeout, asked[1])
+        with Trimming():
+            announce(client)
+            await asked[0].wait()
+            await drain(service, settings.drain_timeout, asked[1])
         server.should_exit = True
         await serving
     finally:

@@ -6,8 +6,11 @@ import json
 import platform
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from ramet.runtime import settle
 
 SETTLED = """
 import gc, json, sys
@@ -156,6 +159,66 @@ def test_a_burst_leaves_nothing_behind(how: str, left: range) -> None:
         [sys.executable, "-P", "-c", BURST, how], capture_output=True, text=True, timeout=60, check=True
     )
     assert round(json.loads(done.stdout)) in left
+
+
+HELD = """
+import json, sys, threading
+from ramet.runtime.settle import settle, trim
+
+def resident():
+    with open("/proc/self/smaps_rollup") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+
+settle()
+kept, done, end = [], threading.Event(), threading.Event()
+
+def work():
+    burst = [bytearray(20_000) for _ in range(400)]
+    kept.extend(bytearray(900) for _ in range(64))  # of those, some lie above
+    del burst
+    done.set()
+    end.wait()
+
+before = resident()
+threading.Thread(target=work).start()
+done.wait()
+told = trim() if sys.argv[1] == "trimmed" else None
+print(json.dumps([told, resident() - before]))
+end.set()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
+@pytest.mark.parametrize(("how", "left"), [("trimmed", range(3)), ("not trimmed", range(7, 12))])
+def test_what_is_free_below_something_goes_back(how: str, left: range) -> None:
+    """8 MiB are freed that lie beneath blocks that stay; the control is a heap that gives back its end alone."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", HELD, how], capture_output=True, text=True, timeout=60, check=True
+    )
+    told, rest = json.loads(done.stdout)
+    assert told is (True if how == "trimmed" else None)
+    assert round(rest) in left
+
+
+def test_heaps_are_trimmed_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the mean time, and not after; where torch computes, never."""
+    turns, thrice = list[str](), threading.Event()
+
+    def counted() -> bool:
+        turns.append(threading.current_thread().name)
+        if len(turns) == 3:
+            thrice.set()
+        return True
+
+    monkeypatch.setattr(settle, "trim", counted)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with settle.Trimming(seconds=0.001):
+        assert thrice.wait(60)
+    assert set(turns) == {"ramet-trim"}
+    assert "ramet-trim" not in {thread.name for thread in threading.enumerate()}
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    with settle.Trimming(seconds=0.001):
+        assert "ramet-trim" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_process_without_torch_gives_back() -> None:

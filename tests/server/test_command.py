@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,21 @@ def test_it_serves_and_ends():
         log = [json.loads(line) for line in server.errors if line.strip()]  # no line that is no record
         assert any("draining" in line["message"] for line in log)
         assert {line["status"] for line in log if "status" in line} == {503}
+
+
+def threads(pid: int) -> set[str]:
+    """What the system calls them."""
+    return {file.read_text().strip() for file in Path(f"/proc/{pid}/task").glob("*/comm")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_heaps_of_the_server_and_of_its_engine_are_trimmed():
+    latest = time.monotonic() + WAIT  # a thread takes its name once it runs
+    with serve() as server:
+        while "ramet-trim" not in threads(server.process.pid):
+            assert time.monotonic() < latest
+        while not any("ramet-trim" in threads(pid) for pid in server.engines()):
+            assert time.monotonic() < latest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
