@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ramet.runtime.settle import LARGE
 from reliability_parts.board import Finding, Violation
 from reliability_parts.crowds import generate
 from reliability_parts.faults import chat
@@ -29,7 +30,7 @@ CLIENTS = 6
 EVERY = 0.5  # seconds between samples
 BLOCKS = 12
 ROUND = 60  # requests of a client's script
-GRAIN = 2**19  # bytes: an allocator takes memory in pieces, so that a smaller rise says nothing
+GRAIN = LARGE  # bytes that a heap may keep free at its end: a smaller rise says nothing
 FILL = 6000  # requests before that
 FIRST = 0.2  # share of the time that warms up: pools and caches fill to their bounds
 
