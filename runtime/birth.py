@@ -25,7 +25,7 @@ class Observer(Protocol):
         """An engine is up."""
 
     def lost(self, reason: str) -> None:
-        """The engine is gone, and all of its programs have been told."""
+        """The engine is gone. Its programs are told after this; then comes `heard(0)`."""
 
 
 class Birth:

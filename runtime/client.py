@@ -241,12 +241,15 @@ class EngineClient:
             what = "this engine was closed" if self._closed else f"the engine was lost: {reason}"
             sessions, self._sessions = list(self._sessions.values()), {}
             questions, self._questions = list(self._questions.values()), {}
+        observer = self.observer if was_ready else None
+        if observer is not None:
+            observer.lost(what)  # before programs hear of it: nobody shall begin again on what is gone
         for session in sessions:
             self._tell_lost(session, "transport", what)
         for question in questions:
             question.set_exception(errors.TransportError(what))
-        if was_ready and self.observer is not None:
-            self.observer.lost(what)
+        if observer is not None:
+            observer.heard(0)
 
     def _tell_lost(self, session: ClientSession, kind: str, what: str) -> None:
         with contextlib.suppress(BaseException):  # one program's reader must not keep the word from the others

@@ -32,6 +32,7 @@ BLOCKS = 12
 ROUND = 60  # requests of a client's script
 GRAIN = LARGE  # bytes that a heap may keep free at its end: a smaller rise says nothing
 FILL = 6000  # requests before that
+SCHEMAS = 60  # and after them, those that are constrained
 FIRST = 0.2  # share of the time that warms up: pools and caches fill to their bounds
 
 
@@ -125,16 +126,20 @@ def slopes(name: str, samples: Samples) -> list[Finding]:
 
 
 async def _fill(url: str, requests: int) -> None:
-    """Fill what is bounded by a count (sites of calls, words, constraints): growth up to a bound is no leak."""
-    numbers = iter(range(requests))
+    """Fill what is bounded by a count (sites of calls, words, constraints, threads that wait for constraints): growth
+    up to a bound is no leak."""
+    numbers, schemas = iter(range(requests)), iter(range(SCHEMAS))
 
     async def client() -> None:
         for number in numbers:
             await soon(ask(url, "/generate", generate(number, 1)), "a request of the warming up")
 
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
-    for number in range(40):
-        await soon(ask(url, *_one("schema", random.Random(number))[:2]), "a schema")
+    async def constrained() -> None:
+        for number in schemas:
+            await soon(ask(url, *_one("schema", random.Random(number))[:2]), "a schema")
+
+    for kind in (client, constrained):
+        await asyncio.gather(*(kind() for _ in range(CLIENTS)))
 
 
 async def _client(url: str, seed: int, over: asyncio.Event, counts: Counter[str]) -> None:

@@ -70,8 +70,7 @@ class Watch:
         self._call(self._came, ready.load_seconds)
 
     def lost(self, reason: str) -> None:
-        """The engine is gone."""
-        self._flush()
+        """The engine is gone; what its programs are told of it comes after this."""
         self._call(self._went)
 
     def _call(self, what: Callable[..., None], *arguments: object) -> None:

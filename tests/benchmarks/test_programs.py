@@ -53,7 +53,8 @@ def test_counts_keep_their_gates() -> None:
     assert len({label for label, _ in found}) == 14
     assert found["W11", "lru-fcfs"]["/distinct"] > 2
     assert found["W11", "whole"]["computed"] < 0.6 * found["W11", "lru-fcfs"]["computed"]
-    assert found["W07", "jump off"]["steps"] > 1.5 * found["W07", "whole"]["steps"]
+    whole = found["W07", "whole"]
+    assert found["W07", "jump off"]["decoded"] > 3 * (whole["decoded"] - whole["forced"])
     assert found["W04", "whole"]["sent"] == 9  # one for each of three levels of each of three problems
     assert found["W12", "whole"]["decoded"] < found["W12", "early stop off"]["decoded"]
     for (label, rung), row in found.items():
@@ -154,7 +155,7 @@ def test_distinct_tokens_are_those_that_an_idle_engine_computes(
 def test_gates_can_break(parts) -> None:
     workload = parts.catalog.WORKLOADS[7]
     good = parts.rungs.Outcome(1.0, [1.0], ["{}"], 1, 1, 90, 0, 10, computed=100, distinct=100, steps=10)
-    slow = replace(good, steps=40)
+    slow = replace(good, decoded=40)
 
     def broken(whole=good, plan=good, off=slow) -> list[str]:
         report = parts.report.Report({}, [workload])
@@ -165,7 +166,7 @@ def test_gates_can_break(parts) -> None:
     assert broken() == []
     assert "1.100 x the distinct" in broken(whole=replace(good, computed=110))[0]
     assert "2 submissions of 1 programs" in broken(whole=replace(good, submissions=2))[0]
-    assert "1.10 x the steps" in broken(off=replace(good, steps=11))[0]
+    assert "1.10 x the sampled tokens" in broken(off=replace(good, decoded=11))[0]
     assert "differ" in broken(plan=replace(good, values=["[]"]))[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -37,7 +38,8 @@ def test_a_live_page(tab: Tab, served: Served):
         tab.until(f"{NAMED}.length === 1")
         assert tab.run(NAMED) == [EVIL[:96]]
         rows = '[...document.querySelectorAll(".branch .what")].map(each => each.textContent)'
-        assert tab.run(rows) == ["root waits for its program", *(f"1.b{n} waits for its program" for n in (0, 1))]
+        waits = ["root waits for its program", *(f"1.b{n} waits for its program" for n in (0, 1))]
+        tab.until(f"JSON.stringify({rows}) === JSON.stringify({json.dumps(waits)})")  # a frame later, perhaps
         assert tab.run('document.querySelectorAll(".bar.held").length') >= 3
         assert tab.run('document.getElementById("kv-used").textContent') != "0"
         assert tab.run('[document.title, document.querySelectorAll("main img, main script").length]') == ["ramet", 0]
