@@ -235,15 +235,15 @@ class EngineClient:
 
     def _lost(self, link: Link, reason: str) -> None:
         with self._lock:
-            was_ready = self._link is link
-            if was_ready:
-                self._link = None
+            observer = self.observer if self._link is link else None
             what = "this engine was closed" if self._closed else f"the engine was lost: {reason}"
+        if observer is not None:
+            observer.lost(what)  # before anybody else learns of it: nobody shall begin again on what is gone
+        with self._lock:
+            if self._link is link:
+                self._link = None
             sessions, self._sessions = list(self._sessions.values()), {}
             questions, self._questions = list(self._questions.values()), {}
-        observer = self.observer if was_ready else None
-        if observer is not None:
-            observer.lost(what)  # before programs hear of it: nobody shall begin again on what is gone
         for session in sessions:
             self._tell_lost(session, "transport", what)
         for question in questions:

@@ -170,19 +170,19 @@ def test_an_engine_that_does_not_start(stage: Stage, monkeypatch: pytest.MonkeyP
 
 def test_nobody_is_let_in_once_programs_hear_of_a_loss(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that is to be run again must not begin on the engine that is gone: the gate closes first."""
-    service, client, order = stage.service, stage.engine._client, list[str]()
+    service, client, order = stage.service, stage.engine._client, list[tuple[str, bool]]()
     lost, tell = service._watch.lost, client._tell_lost
-    monkeypatch.setattr(service._watch, "lost", lambda reason: (order.append("gate"), lost(reason)))
-    monkeypatch.setattr(client, "_tell_lost", lambda *told: (order.append("program"), tell(*told)))
+    monkeypatch.setattr(service._watch, "lost", lambda reason: (order.append(("gate", client.alive)), lost(reason)))
+    monkeypatch.setattr(client, "_tell_lost", lambda *told: (order.append(("program", client.alive)), tell(*told)))
 
     async def killed() -> None:
         patient = asyncio.ensure_future(service.complete(call(TEXT, 600), ME))
-        await until(lambda: service.running == 1)
+        await until(lambda: len(client._sessions) == 1)
         os.kill(pid_of(stage), signal.SIGKILL)
         assert (await patient).completion_tokens == 600
 
     stage.run(killed)
-    assert order == ["gate", "program"]
+    assert order == [("gate", True), ("program", False)]  # nor is anybody refused before
 
 
 def test_a_long_step_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
