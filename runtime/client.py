@@ -165,9 +165,7 @@ class EngineClient:
         if self._closed:
             raise errors.TransportError("this engine is closed; make another one")
         if os.getpid() != self._pid:
-            raise errors.TransportError(
-                "this engine belongs to the process that this one was forked from; make one here"
-            )
+            raise errors.TransportError("this engine belongs to the process that forked this one; make one here")
 
     def _connect(self) -> Link:
         if not self._in_process:
@@ -234,14 +232,12 @@ class EngineClient:
         hello.set_result(None)
 
     def _lost(self, link: Link, reason: str) -> None:
-        with self._lock:
-            observer = self.observer if self._link is link else None
-            what = "this engine was closed" if self._closed else f"the engine was lost: {reason}"
+        observer = self.observer if self._link is link else None
+        what = "this engine was closed" if self._closed else f"the engine was lost: {reason}"
         if observer is not None:
             observer.lost(what)  # before anybody else learns of it: nobody shall begin again on what is gone
         with self._lock:
-            if self._link is link:
-                self._link = None
+            self._link = None if self._link is link else self._link
             sessions, self._sessions = list(self._sessions.values()), {}
             questions, self._questions = list(self._questions.values()), {}
         for session in sessions:

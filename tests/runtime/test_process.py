@@ -122,6 +122,7 @@ def test_a_lost_engine_and_the_one_after_it(engine: Engine) -> None:
 
 
 def test_closed_while_programs_run_and_closed_again() -> None:
+    Engine("random:tiny", **TINY).close()  # what a process opens once, and keeps
     files, threads = open_files(), set(threading.enumerate())
     engine = Engine("random:tiny", **TINY)
     link = link_of(engine)
