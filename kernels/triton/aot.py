@@ -83,8 +83,8 @@ class Report:
 
 
 def compile_variant(variant: Variant) -> Report:
-    """Compile for sm_90 with the ptxas that comes with Triton. Raises `ModelError` in interpreter mode and for a
-    signature that does not fit the kernel; the compiler's own errors come through."""
+    """Compile for sm_90 with the ptxas that comes with Triton. Raises `ModelError` in interpreter mode, for a signature
+    that does not fit the kernel, and where cuobjdump fails; the compiler's own errors come through."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -131,10 +131,14 @@ def _inspect(cubin: bytes) -> tuple[dict[str, int], str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", str(path)]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", text)}, text
+        tool = knobs.nvidia.cuobjdump.path
+        try:
+            done = subprocess.run([tool, "-res-usage", "-sass", str(path)], capture_output=True, text=True)
+        except OSError as error:
+            raise ModelError(f"{tool} could not be started: {error}; it comes with the package triton") from None
+    if done.returncode:
+        raise ModelError(f"{tool} ended with {done.returncode}: {done.stderr.strip() or 'no message'}")
+    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", done.stdout)}, done.stdout
 
 
 def all_variants() -> tuple[Variant, ...]:

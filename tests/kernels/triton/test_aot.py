@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +16,7 @@ from ramet.frontend.errors import ModelError
 
 pytest.importorskip("triton")
 
+from ramet.kernels.triton import aot
 from ramet.kernels.triton.aot import SHARED_LIMIT, Report, all_variants, compile_variant, main
 
 if TYPE_CHECKING:
@@ -57,6 +60,18 @@ def test_a_wrong_signature_is_refused() -> None:
         compile_variant(replace(variant, constants={}))
     with pytest.raises(ModelError, match="aligned has unknown rows"):
         compile_variant(replace(variant, aligned=("rows",)))
+
+
+def test_a_failing_disassembler_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from triton import knobs
+
+    with pytest.raises(ModelError, match=r"cuobjdump ended with [1-9]\d*: \S"):
+        aot._inspect(b"not a cubin")
+    tool = tmp_path / "cuobjdump"
+    tool.write_text("no program")
+    monkeypatch.setattr(knobs, "nvidia", SimpleNamespace(cuobjdump=SimpleNamespace(path=str(tool))))
+    with pytest.raises(ModelError, match=r"cuobjdump could not be started: .*Permission denied"):
+        aot._inspect(b"not a cubin")
 
 
 def test_the_table_lists_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
