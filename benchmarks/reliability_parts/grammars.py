@@ -189,23 +189,27 @@ async def _bombed(server: Server, turns: int, tokens: int, lanes: int, place: Pl
             "longest time until a bomb was refused or compiled", max(bombers.times.values()), "s", most=2.0 + SLACK
         ),
         Finding("answers other than 200, 400, 503", sum(statuses[status] for status in other), most=0),
-        *lateness(quiet, loud),
+        *lateness(quiet, loud, tokens),
         Finding("bombs sent", sum(statuses.values()), least=1),
         Finding("of these refused", statuses[400] + statuses[503], least=1),
     ]
 
 
-def lateness(quiet: Sequence[Sequence[float]], loud: Sequence[Sequence[float]]) -> list[Finding]:
-    """How much later a stream's tokens come beside bombs, by its gaps (ms) in turns without and with them.
+def lateness(quiet: Sequence[Sequence[float]], loud: Sequence[Sequence[float]], tokens: int) -> list[Finding]:
+    """How much later a stream's tokens come beside bombs, by its gaps (ms) in turns without and with them. Where a
+    stream of `tokens` tokens was read in so large pieces that it has less than a quarter as many gaps, the growth's
+    error is unknown: the reader had no time.
 
     Of 15,000 gaps beside 500 bombs, the 99th percentile tells whether most bombs delay a stream, the 99.9th whether one
     kind of 24 does. The longest gap tells of the machine: it is shown, and nothing is promised of it. Standard errors
     are the bootstrap's, over turns."""
     step = statistics.median(gap for gaps in quiet for gap in gaps)
-    found = []
+    fewest = min(map(len, [*quiet, *loud]))
+    found = [Finding("fewest gaps of a stream", fewest)]
     for per_mille in (990, 999):
         name = f"the bystander's gaps, percentile {per_mille / 10:g}"
         later, error = _growth(quiet, loud, per_mille)
+        error = error if fewest >= tokens // 4 else math.nan
         found += [
             Finding(f"{name}, grow by", later, "ms", most=step, error=error),
             Finding(f"{name}, without bombs", _percentile(quiet, per_mille), "ms"),
@@ -239,8 +243,8 @@ async def _bystander(url: str, number: int, tokens: int) -> list[float]:
     if not answer.whole:
         raise Violation("the bystander's stream was cut")
     gaps = [1e3 * (b - a) for a, b in itertools.pairwise(answer.times)]
-    if len(gaps) < tokens // 4:
-        raise Unmeasured(f"{tokens} tokens came in {len(gaps)} pieces: too few gaps to compare")
+    if not gaps:
+        raise Unmeasured(f"{tokens} tokens came in one piece: no gap to compare")
     return gaps
 
 

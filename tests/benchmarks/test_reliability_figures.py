@@ -128,7 +128,7 @@ def test_a_summary_of_the_simulation_is_believed_only_when_it_is_new(parts, tmp_
 def test_lateness_is_told_against_a_step(parts) -> None:
     def told(loud: list[list[float]]) -> dict[str, tuple[float, float, float | None]]:
         quiet = [[5.0] * 999 + [9.0], [5.0] * 999 + [9.5]]
-        return {each.what: (each.value, each.error, each.most) for each in parts.grammars.lateness(quiet, loud)}
+        return {each.what: (each.value, each.error, each.most) for each in parts.grammars.lateness(quiet, loud, 1001)}
 
     usual, rare = (f"the bystander's gaps, percentile {percent}, grow by" for percent in ("99", "99.9"))
     every_bomb = told([[5.0] * 960 + [12.0] * 40] * 2)  # the delays of forty bombs of a turn
@@ -140,3 +140,12 @@ def test_lateness_is_told_against_a_step(parts) -> None:
     hiccup = told([[5.0] * 1000, [5.0] * 999 + [80.0]])  # the machine's, once
     assert hiccup[usual][0] == 0.0
     assert hiccup["longest gap with bombs, median of turns"][0] == 42.5
+
+
+def test_a_stream_that_was_read_in_large_pieces_tells_nothing(parts) -> None:
+    def verdicts(pieces: int) -> set[str | None]:
+        found = parts.grammars.lateness([[5.0] * 1000] * 2, [[5.0] * 1000, [5.0] * (pieces - 1)], 1000)
+        return {each.verdict for each in found if each.what.endswith("grow by")}
+
+    assert verdicts(251) == {"kept"}
+    assert verdicts(250) == {"not measured"}
