@@ -216,3 +216,15 @@ def test_chance_and_time_and_state_are_found():
 
     for kind in ("random", "time", "count"):
         assert only_break(by_chance.compile(kind=kind)).kind == "differs"
+
+
+def test_a_future_of_a_traced_value_has_a_repr() -> None:
+    shown: list[str] = []
+
+    @rt.function
+    def body(s: rt.State) -> None:
+        shown.append(repr(s.gen(name="said", max_tokens=2).future))
+
+    plan = body.compile()
+    assert not plan.breaks
+    assert shown and all("Lazy" in text for text in shown)
