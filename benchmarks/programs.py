@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ramet.frontend import outbox
 from ramet.frontend.errors import EngineError, ModelError
 from ramet.runtime.models import hub
 from ramet.runtime.models.fetch import cache_directory
@@ -114,9 +113,8 @@ def measured(options: argparse.Namespace) -> Report:
     for workload in workloads if absent else ():
         report.lack(workload, "llama.cpp", absent)
     kv = ROOM * options.scale
-    setting = Setting(
-        options.model, options.dtype, options.threads, options.check, kv, llama, PACE if options.check else 1.0, say
-    )
+    pace, steady = (PACE, STEADY) if options.check else (1.0, 0.0)
+    setting = Setting(options.model, options.dtype, options.threads, options.check, kv, llama, pace, say, steady)
 
     def keep(unfinished: Report) -> None:
         if not options.check:
@@ -183,8 +181,6 @@ def main() -> int:
     """Measure, print, write. The exit status: 1 when something is refused, or a gate of --check is broken."""
     options = arguments()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if options.check:
-        outbox.QUIET = outbox.PATIENCE = STEADY
     try:
         if options.prepare:
             from programs_parts.llamaserver import NotInstalled, build

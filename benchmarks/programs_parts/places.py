@@ -28,7 +28,8 @@ ROOM = 24576  # KV slots where the pool is not to be small: no workload of scale
 @dataclass(slots=True)
 class Setting:
     """What is run: `in_process` keeps engines in threads (counts, not times); `kv` slots of the large pools; `llama` is
-    the folder of llama.cpp's server and models, None without it; `pace`: see `scenes.rows`."""
+    the folder of llama.cpp's server and models, None without it; `pace`: see `scenes.rows`; `steady`: see
+    `session.steadily`."""
 
     model: str
     dtype: str
@@ -38,6 +39,7 @@ class Setting:
     llama: Path | None = None
     pace: float = 1.0
     say: Callable[[str], None] = field(default=lambda text: None)
+    steady: float = 0.0
 
 
 class Places:

@@ -12,8 +12,9 @@ and what a workload's toggles turn off, all else being as in "whole".
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from programs_parts.catalog import Toggle, Workload
 from programs_parts.client import NotExpressible
@@ -23,6 +24,7 @@ from programs_parts.places import Places
 from programs_parts.report import Report
 from programs_parts.rungs import Outcome, in_language, over_http
 from programs_parts.scenes import Row, rows
+from ramet.frontend import outbox
 from ramet.frontend.errors import RametError
 from ramet.frontend.plan import Plan
 from ramet.runtime.config import Policy
@@ -49,15 +51,35 @@ def measure(
         slots = small(places, workload, rows(workload.number, 0, scale))
         if slots:
             _learn(places, workload, rungs, slots, scale)
-        todo = _rungs(workload, rungs)
-        for number in range(rounds) if todo else ():
-            given = rows(workload.number, number, scale, places.setting.pace)
-            turn = number % len(todo)
-            for rung in todo[turn:] + todo[:turn]:
-                places.setting.say(f"{workload.label} {workload.name}: {rung}, round {number + 1} of {rounds}")
-                _one(places, workload, rung, given, slots, report)
+        with steadily(places.setting.steady if not slots else 0.0):
+            _rounds(places, workload, _rungs(workload, rungs), rounds, scale, slots, report)
         places.relax()
         keep(report)
+
+
+def _rounds(
+    places: Places, workload: Workload, todo: Sequence[str], rounds: int, scale: int, slots: int, report: Report
+) -> None:
+    for number in range(rounds) if todo else ():
+        given = rows(workload.number, number, scale, places.setting.pace)
+        turn = number % len(todo)
+        for rung in [*todo[turn:], *todo[:turn]]:
+            places.setting.say(f"{workload.label} {workload.name}: {rung}, round {number + 1} of {rounds}")
+            _one(places, workload, rung, given, slots, report)
+
+
+@contextlib.contextmanager
+def steadily(seconds: float) -> Iterator[None]:
+    """Programs that may pause for so long while they record, so that a busy machine cuts no submission in two and their
+    count is exact; 0 changes nothing. What a tool has said waits as long: where the time that tools take decides what
+    is computed (a small pool), this would change the figures."""
+    was = outbox.QUIET, outbox.PATIENCE
+    try:
+        if seconds:
+            outbox.QUIET = outbox.PATIENCE = seconds
+        yield
+    finally:
+        outbox.QUIET, outbox.PATIENCE = was
 
 
 def _rungs(workload: Workload, rungs: Sequence[str]) -> list[str]:

@@ -52,7 +52,7 @@ def test_counts_keep_their_gates() -> None:
     found = {(row["workload"][:3], row["rung"]): row for row in json.loads(done.stdout)["rows"]}
     assert len({label for label, _ in found}) == 14
     assert found["W11", "lru-fcfs"]["/distinct"] > 2
-    assert found["W11", "whole"]["computed"] < 0.6 * found["W11", "lru-fcfs"]["computed"]
+    assert found["W11", "whole"]["computed"] < 0.4 * found["W11", "lru-fcfs"]["computed"]
     whole = found["W07", "whole"]
     assert found["W07", "jump off"]["decoded"] > 3 * (whole["decoded"] - whole["forced"])
     assert found["W04", "whole"]["sent"] == 9  # one for each of three levels of each of three problems
@@ -182,7 +182,7 @@ def test_gates_of_a_small_pool_can_break(parts) -> None:
 
     assert broken(120, 400) == []
     assert "0.75 x what lru-fcfs does" in broken(300, 400)[0]
-    assert "there is no pressure" in broken(100, 190)[0]
+    assert "there is no pressure" in broken(100, 190)[-1]
 
 
 def test_the_table_and_the_picture(parts, tmp_path) -> None:
