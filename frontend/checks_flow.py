@@ -133,10 +133,10 @@ def _unread_branches(line: Lineage, reached: Reached) -> Iterator[Diagnostic]:
 
 
 def _is_read(line: Lineage, reached: Reached, seq: str) -> bool:
-    if seq in reached.closed or seq in reached.joined:
+    if line.made(seq) in reached.closed or line.made(seq) in reached.joined:
         return True
     for step in line.own[seq]:
-        if step.op.id in reached.used:
+        if line.made(step.op.id) in reached.used:
             return True
         if isinstance(step.op, Fork) and any(_is_read(line, reached, child) for child in step.op.into):
             return True
@@ -194,7 +194,7 @@ def _overwritten(line: Lineage, reached: Reached) -> Iterator[Diagnostic]:
             if not name:
                 continue
             before = defined.get(name)
-            if before is not None and before.where != step.where and before.op.id not in reached.used:
+            if before is not None and before.where != step.where and line.made(before.op.id) not in reached.used:
                 message = f"{name!r} is defined again at {step.where} before anything has read this value"
                 yield line.found("overwritten", "warning", before, message, "give one of them another name")
             defined[name] = step
@@ -207,7 +207,9 @@ def _unread_values(line: Lineage, reached: Reached) -> Iterator[Diagnostic]:
         return
     for seq, steps in line.own.items():
         made = [step for step in steps if isinstance(step.op, Gen | Select)]
-        if not made or seq in reached.joined or made[-1].op.id in reached.used or variable(made[-1]):
+        if not made or variable(made[-1]):
+            continue
+        if line.made(seq) in reached.joined or line.made(made[-1].op.id) in reached.used:
             continue
         if seq != ROOT and not _is_read(line, reached, seq):
             continue  # the whole branch is not read

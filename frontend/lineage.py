@@ -53,7 +53,7 @@ class Lineage:
         self.params: set[str] = set()
         self.closed: set[str] = set()
         self.joined: set[str] = set()
-        self._node: dict[str, int] = {}  # of an operation: place in the path
+        self._node: dict[str, int] = {ROOT: 0}  # of an operation or a sequence: place in the path
         for place, index in enumerate(path):
             node = document.nodes[index]
             for step in node.steps:
@@ -81,6 +81,7 @@ class Lineage:
             self.calls[op.id] = step
         elif isinstance(op, Fork):
             self.own.update({path: [] for path in op.into})
+            self._node.update(dict.fromkeys(op.into, place))
         elif isinstance(op, Close):
             self.closed.add(op.seq)
         elif isinstance(op, Join):
@@ -100,6 +101,11 @@ class Lineage:
             self.used.add(value.op)
         elif isinstance(value, Given):
             self.params.add(value.name)
+
+    def made(self, name: str) -> tuple[int, str]:
+        """An operation or a sequence, with the node that makes it: ids are counted along each path, so another path has
+        others by the same."""
+        return self.path[self._node[name]], name
 
     def found(self, code: str, severity: Severity, step: Step, message: str, remedy: str) -> Diagnostic:
         """A diagnostic about a step."""
@@ -124,16 +130,16 @@ class Lineage:
 
 class Reached:
     """What some path uses: what is left over on one of them may have been computed ahead for another. Of a path that
-    goes on in Python, anything may be used."""
+    goes on in Python, anything may be used. Operations and sequences are those of `Lineage.made`."""
 
     def __init__(self, lines: Sequence[Lineage]) -> None:
-        self.used: set[str] = set()
-        self.closed: set[str] = set()
-        self.joined: set[str] = set()
+        self.used: set[tuple[int, str]] = set()
+        self.closed: set[tuple[int, str]] = set()
+        self.joined: set[tuple[int, str]] = set()
         for line in lines:
-            self.used.update(line.used if line.returns else line.calls)
-            self.closed.update(line.closed if line.returns else line.own)
-            self.joined.update(line.joined)
+            self.used.update(map(line.made, line.used if line.returns else line.calls))
+            self.closed.update(map(line.made, line.closed if line.returns else line.own))
+            self.joined.update(map(line.made, line.joined))
 
 
 def named_values(reason: str, name: Callable[[str], str]) -> str:

@@ -84,11 +84,7 @@ class _Drawn:
     def __init__(self, document: Document, lengths: Lengths) -> None:
         self._document = document
         self._lengths = lengths
-        self._names: dict[str, str] = {}
-        for node in document.nodes:
-            for step in node.steps:
-                if isinstance(step.op, Gen | Select | Put):
-                    self._names[step.op.id] = _name(step)
+        self._names: dict[str, str] = {}  # of the values on the path that is drawn: another has others by the same ids
 
     def node(self, index: int) -> list[Item]:
         """A node and all that follows it."""
@@ -96,6 +92,8 @@ class _Drawn:
         own: dict[str, list[Step]] = {}
         for step in node.steps:
             own.setdefault(step.op.seq, []).append(step)
+            if isinstance(step.op, Gen | Select | Put):
+                self._names[step.op.id] = _name(step)
         born = {seq for step in node.steps if isinstance(step.op, Fork) for seq in step.op.into}
         items: list[Item] = []
         drawn: set[str] = set()

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from importlib import metadata
+from threading import Lock
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
@@ -41,10 +43,11 @@ def create_app(service: Service, settings: Settings, metrics: Metrics, routers: 
         version=metadata.version("ramet"),
         docs_url=None,  # its pages come from elsewhere
         redoc_url=None,
+        openapi_url=None,  # FastAPI would describe it on the event loop, where all streams stand still meanwhile
         generate_unique_id_function=_operation,
     )
-    app.openapi = lambda: described(app)  # type: ignore[method-assign]
     app.add_route("/docs", docs.page, include_in_schema=False)
+    app.add_route("/openapi.json", _document(app, settings.root_path.rstrip("/")), include_in_schema=False)
     for router in routers:
         app.include_router(router(service, settings, metrics))
     app.add_exception_handler(Failure, _failure)
@@ -97,26 +100,41 @@ _ERROR = {
 }
 
 
-def described(app: FastAPI) -> dict[str, Any]:
+def _document(app: FastAPI, root: str) -> Callable[[Request], Response]:
+    """The endpoint of the OpenAPI document, which is made when somebody asks first: a function that is no coroutine
+    runs in a thread."""
+    made: list[bytes] = []
+    lock = Lock()
+
+    def document(request: Request) -> Response:
+        with lock:
+            if not made:
+                made.append(msgspec.json.encode(_described(app, root)))
+        return Response(made[0], media_type="application/json")
+
+    return document
+
+
+def _described(app: FastAPI, root: str) -> dict[str, Any]:
     """The OpenAPI document: FastAPI's own, with the one shape that errors have here, and how keys are shown."""
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        parts = schema.setdefault("components", {})
-        for name in ("HTTPValidationError", "ValidationError"):
-            parts.setdefault("schemas", {}).pop(name, None)
-        parts["schemas"]["Error"] = _ERROR
-        parts["securitySchemes"] = {
-            "bearer": {"type": "http", "scheme": "bearer"},
-            "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-        }
-        schema["security"] = [{"bearer": []}, {"key": []}, {}]
-        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-        for path in schema["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-                operation["responses"].setdefault("default", {"description": "What went wrong", "content": content})
-        app.openapi_schema = schema
-    return app.openapi_schema
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    if root:
+        schema["servers"] = [{"url": root}]
+    parts = schema.setdefault("components", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        parts.setdefault("schemas", {}).pop(name, None)
+    parts["schemas"]["Error"] = _ERROR
+    parts["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
+    schema["security"] = [{"bearer": []}, {"key": []}, {}]
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            operation["responses"].setdefault("default", {"description": "What went wrong", "content": content})
+    return schema
 
 
 def _refusal(request: Request, failure: Failure) -> Response:

@@ -19,7 +19,7 @@ def test_agents_that_are_known_compute_little_twice() -> None:
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     sizes = [f"--{name}={value}" for name, value in SIZES.items()]
     command = [sys.executable, "-P", str(BENCHMARK), "--model", "random:tiny", *sizes, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True, env=environment)
     waste = {(row["policy"], row["round"]): row["waste"] for row in json.loads(done.stdout)}
     # tools wait in real time here, and what an engine gives up meanwhile depends on it: tests/sim/test_agents.py holds
     # the bound of 1.05 in virtual time

@@ -28,7 +28,7 @@ SMALL = (
 def test_forced_text_costs_fewer_steps() -> None:
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-P", str(BENCHMARK), *SMALL, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True, env=environment)
     found = json.loads(done.stdout)
     steps = {row["case"]: row["steps off/canonical"] for row in found["steps"]}
     assert steps["free chat"] == 1

@@ -210,6 +210,47 @@ def test_variables():
         assert check(body) == []
 
 
+def elsewhere(s: rt.State) -> str:
+    """What is for nobody on one path has the ids of what is read, joined and overwritten on the other."""
+    if s.select(["short", "long"], name="kind").get() == "long":
+        s += "a"
+        s.gen(max_tokens=2)
+        return "nothing"
+    s += "b"
+    return s.gen(max_tokens=2).get()
+
+
+def forking(s: rt.State) -> str:
+    if s.select(["short", "long"], name="kind").get() == "long":
+        kept = s.fork(2)
+        for branch in kept:
+            branch.gen(name="y", max_tokens=2, temperature=1.0)
+        kept.join("concat")
+        return "nothing"
+    left = s.fork(2)
+    for branch in left:
+        branch.gen(name="y", max_tokens=2, temperature=1.0)
+    return "less"
+
+
+def overwriting(s: rt.State) -> str:
+    if s.select(["short", "long"], name="kind").get() == "long":
+        first = s.gen(name="a", max_tokens=2)
+        s += first
+        return s.gen(name="a", max_tokens=2).get()
+    s.gen(name="a", max_tokens=2)
+    s += "then"
+    s.gen(name="a", max_tokens=2)
+    return s["a"]
+
+
+def test_what_another_path_uses_is_no_excuse():
+    """Ids of operations are counted along each path: the same stand for others on another."""
+    one(elsewhere, "unread-value", "warning", "never read", line=4)
+    one(forking, "unread-branch", "warning", "2 of 2 branches", line=7)
+    one(overwriting, "overwritten", "warning", "'a' is defined again", line=5)
+
+
 def unused(s: rt.State, question: str, style: str) -> str:
     s += question
     return s.gen(max_tokens=1).get()

@@ -112,6 +112,47 @@ def test_branches_that_go_on_after_a_decision():
     assert flow(later.compile().mermaid()).labels["n3"]
 
 
+@rt.function
+def stairs(s: rt.State) -> str:
+    """Operations of different paths share their ids: 0.2 is `late` on one, a text on the other."""
+    if s.select(["yes", "no"], name="early").get() == "yes":
+        s += "Well: "
+    if s.select(["a", "b"], name="late").get() == "a":
+        return f"{s['late']}, {s['early']}"
+    return s.gen(name="made", max_tokens=2).get()
+
+
+STAIRS = """\
+stairs(): 4 paths
+├─ select early 'yes' | 'no'
+└─ early?
+   ├─ 'yes'
+   │  ├─ text 'Well: ' [~2 tokens]
+   │  ├─ select late 'a' | 'b'
+   │  └─ late?
+   │     ├─ 'a'
+   │     │  └─ return '{late}, {early}'
+   │     └─ 'b'
+   │        ├─ gen made [at most 2 tokens]
+   │        └─ return {made}
+   └─ 'no'
+      ├─ select late 'a' | 'b'
+      └─ late?
+         ├─ 'a'
+         │  └─ return '{late}, {early}'
+         └─ 'b'
+            ├─ gen made [at most 2 tokens]
+            └─ return {made}"""
+
+
+def test_names_are_those_of_the_path_that_they_stand_on():
+    plan = stairs.compile()
+    assert plan.show() == STAIRS
+    made = list(flow(plan.mermaid()).labels.values())
+    assert made.count("late?") == 2 and made.count("return<br>#123;made#125;") == 2
+    assert plan.html().count("<b>late?</b>") == 2
+
+
 # --- Mermaid ---
 
 

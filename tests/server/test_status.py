@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from ramet.runtime.messages import Stats
-from ramet.runtime.server import logs
+from ramet.runtime.server import app, logs
 from ramet.runtime.server.metrics import _LATENCY, Metrics
 
 from .serving import WAIT, Served, in_process_client, serving
@@ -145,6 +146,29 @@ def test_the_openapi_document_is_whole(http: httpx.Client):
                 resolved(part)
 
     resolved(document["paths"])
+
+
+def test_the_openapi_document_is_made_once_and_not_on_the_loop(monkeypatch: pytest.MonkeyPatch):
+    """It takes a tenth of a second: on the event loop all streams would stand still for it."""
+    made: list[bool] = []
+    described = app.get_openapi
+
+    def watched(**options: Any) -> dict[str, Any]:
+        with contextlib.suppress(RuntimeError):
+            made.append(asyncio.get_running_loop() is None)
+        made.append(True)
+        return described(**options)
+
+    async def main() -> list[httpx.Response]:
+        async with in_process_client(root_path="/llm/") as (http, _):
+            return await asyncio.gather(*(http.get("/openapi.json") for _ in range(3)))
+
+    monkeypatch.setattr(app, "get_openapi", watched)
+    answers = asyncio.run(main())
+    assert made == [True]
+    assert [answer.headers["content-type"] for answer in answers] == ["application/json"] * 3
+    assert [answer.json()["servers"] for answer in answers] == [[{"url": "/llm"}]] * 3, "where a proxy shows it"
+    assert "HTTPValidationError" not in answers[0].text
 
 
 def test_the_page_of_the_documentation_loads_nothing_from_elsewhere(http: httpx.Client):
