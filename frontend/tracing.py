@@ -133,8 +133,8 @@ class Trace:
     def stop(self, kind: BreakKind, reason: str, where: str = "") -> NoReturn:
         """Python must go on from here."""
         if self.end is None:
-            lines = [where] if where else places()
-            called = f" (called from {lines[-1]})" if len(lines) > 1 else ""
+            lines = [where] if where else places()  # a line may stand there twice: comprehensions have a frame
+            called = f" (called from {lines[-1]})" if lines and lines[-1] != lines[0] else ""
             self.end = Break(kind, reason + called, lines[0] if lines else place())
         raise Stop
 

@@ -234,3 +234,23 @@ def test_messages_are_short() -> None:
     [found] = reasons(_raises_long)
     assert len(found.reason) < 260
     assert compiling._short("a" * 500).endswith("...")
+
+
+def _stripped(values: list[str]) -> list[str]:
+    return [value.strip() for value in values]
+
+
+def _helped(s: rt.State, question: str) -> list[str]:
+    return _stripped([_said(s, question)])
+
+
+def _comprehended(s: rt.State, question: str) -> list[str]:
+    return [value.strip() for value in [_said(s, question)]]
+
+
+def test_the_caller_is_named_where_it_is_another_line():
+    """A comprehension has a frame of its own in some Pythons: its line is not told twice."""
+    (helped,), (comprehended,) = (rt.function(body).compile().breaks for body in (_helped, _comprehended))
+    line = _helped.__code__.co_firstlineno + 1
+    assert helped.reason.endswith(f"(called from test_compile_reasons.py:{line})") and str(line) not in helped.where
+    assert "called from" not in comprehended.reason
