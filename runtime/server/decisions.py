@@ -7,12 +7,11 @@ program: the input is computed once, a fork branches off for each question, and 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import string
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
@@ -258,28 +257,30 @@ async def _run(
 ) -> tuple[dict[str, ir.Meta], ir.Usage]:
     """Each op's meta, and the program's usage. When the engine is lost under it, it is run once more, as soon as there
     is an engine again: nothing has been sent."""
-    try:
-        return await _once(header, ops, service, caller)
-    except EngineLost:
-        clock = asyncio.get_running_loop().time
-        ends = clock() + service.limits.retry_patience
-    while True:
+    with service.accounts.request():
         try:
             return await _once(header, ops, service, caller)
         except EngineLost:
-            raise
-        except Failure as failure:  # 503: the gate has waited for the engine as long as it does for newcomers
-            if failure.status != 503 or service.state() == "draining" or clock() > ends:
+            clock = asyncio.get_running_loop().time
+            ends = clock() + service.limits.retry_patience
+        while True:
+            try:
+                return await _once(header, ops, service, caller)
+            except EngineLost:
                 raise
+            except Failure as failure:  # 503: the gate has waited for the engine as long as it does for newcomers
+                if failure.status != 503 or service.state() == "draining" or clock() > ends:
+                    raise
 
 
 async def _once(
     header: ir.Header, ops: Sequence[ir.AnyOp], service: Service, caller: Caller
 ) -> tuple[dict[str, ir.Meta], ir.Usage]:
     metas: dict[str, ir.Meta] = {}
-    events = cast("AsyncGenerator[ir.Event, None]", service.events(header, ops, caller))
-    async with contextlib.aclosing(events):
-        async for event in events:
+    async with await service.duplex(header, caller) as duplex:
+        await duplex.send(ops)
+        duplex.end()
+        async for event in duplex:
             if isinstance(event, ir.Finished):
                 metas[event.op] = event.meta
             elif isinstance(event, ir.Failed) or (isinstance(event, ir.Ended) and event.kind):

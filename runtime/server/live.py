@@ -158,7 +158,8 @@ async def converse(socket: WebSocket, service: Service, settings: Settings) -> N
     try:
         while (message := await _first(line, patience)) is not None:
             owner = caller if span is None else replace(caller, deadline=now() + span)
-            await _Program(line, service, settings).run(message, owner)
+            with service.accounts.request():
+                await _Program(line, service, settings).run(message, owner)
             patience = IDLE
         await line.close(1000)
     except Failure as failure:

@@ -70,7 +70,7 @@ class Service:
         self.template = client.template
         self.dtype = client.ready.dtype
         self._note: Observer = on_event or (lambda name, value: None)
-        self._accounts = Accounts(self._note, lambda: self._attach().time())
+        self.accounts = Accounts(self._note, lambda: self._attach().time())
         self._threads = ThreadPoolExecutor(THREADS, "ramet-text", initializer=_yield_to_others)
         self._compilers = ThreadPoolExecutor(WAITING, "ramet-constraints")
         self._runs: dict[tuple[str, str], set[Run]] = {}
@@ -169,7 +169,7 @@ class Service:
         self._attach()
         call, deadline = compose.seeded(call, self._seed), self._deadline(call.timeout, caller)
         patience: float | None = None
-        with self._accounts.request():
+        with self.accounts.request():
             while True:
                 sent, last = False, 0.0
                 run = self._enter(caller, deadline, patience, len(call.prompts), call.priority)
@@ -177,7 +177,7 @@ class Service:
                     reading = await self._begin(run, call, caller, STREAMED)
                     while not reading.over:
                         outs = reading.read(await run.mailbox.take())
-                        last = self._accounts.paced(outs, run.made, last)
+                        last = self.accounts.paced(outs, run.made, last)
                         if outs:
                             sent = True
                             yield outs
@@ -193,7 +193,7 @@ class Service:
     async def complete(self, call: Call, caller: Caller) -> Answer:
         """A call's whole answer. When the engine was lost under it, it is run once more. Raises `Failure`."""
         call, deadline = compose.seeded(call, self._seed), self._deadline(call.timeout, caller)
-        with self._accounts.request():
+        with self.accounts.request():
             try:
                 return await self._answer(call, caller, deadline, None)
             except EngineLost:
@@ -222,7 +222,7 @@ class Service:
             first = begun[i] if call.scoring else compose.settled(begun[i], completions)
             answers.append(Answered(first, completions))
         answer = Answer(tuple(answers), queued_seconds=queued, seconds=loop.time() - run.made)
-        self._accounts.spent(answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens)
+        self.accounts.spent(answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens)
         return answer
 
     async def events(
@@ -230,7 +230,7 @@ class Service:
     ) -> AsyncIterator[ir.Event]:
         """A whole program's events, the last one `ir.Ended` (also when the engine was lost). Raises `Failure` for
         operations that cannot be carried out, before anything happened, and for a missed deadline."""
-        with self._accounts.request():
+        with self.accounts.request():
             async with await self.duplex(header, caller, timeout=timeout) as duplex:
                 await duplex.send(ops)
                 duplex.end()
@@ -249,7 +249,7 @@ class Service:
         except BaseException:
             run.close()
             raise
-        return Duplex(run, session, self._threads, self._accounts.ended)
+        return Duplex(run, session, self._threads, self.accounts.ended)
 
     # -- one run
 

@@ -72,6 +72,16 @@ def alone(served: Served, question: dict[str, Any]) -> ir.Meta:
     return finished(served, *ops, select)[-1].meta
 
 
+def test_it_is_one_request_that_went_well(served: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[str] = []
+    note = served.service.accounts.note
+    monkeypatch.setattr(served.service.accounts, "note", lambda name, value: (noted.append(name), note(name, value)))
+    ask(http)
+    refused(http, 400, input="word " * 2000)
+    kept = ("request_ok", "request_failed", "aborted")
+    assert [name for name in noted if name in kept] == ["request_ok", "request_failed"]
+
+
 def test_each_answer_is_that_of_its_question_alone(served: Served, http: httpx.Client) -> None:
     answers = ask(http)["answers"]
     for question in (QUESTIONS[0], QUESTIONS[2]):

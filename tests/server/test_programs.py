@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -300,6 +301,31 @@ def test_a_client_that_vanishes_ends_its_program(served: Served) -> None:
     clean(served)
     with httpx.stream("POST", served.url + "/v1/programs", json={"ops": [START, ENDLESS]}) as answer:
         next(answer.iter_bytes())
+    clean(served)
+
+
+def test_each_program_of_a_socket_is_a_request(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: queue.Queue[tuple[str, float]] = queue.Queue()
+    note = served.service.accounts.note
+
+    def heard(name: str, value: float) -> None:
+        note(name, value)
+        if name in ("request_ok", "request_failed", "aborted"):
+            noted.put((name, value))
+
+    monkeypatch.setattr(served.service.accounts, "note", heard)
+    with socket(served) as line:
+        for _ in range(2):
+            converse(line, {**OPEN, "ops": [START, GEN], "end": True})
+            assert noted.get(timeout=WAIT) == ("request_ok", 1.0)
+        line.send(json.dumps({**OPEN, "timeout": 0.05, "ops": [START, ENDLESS]}))
+        assert noted.get(timeout=WAIT) == ("request_failed", 504.0)
+    with socket(served) as line:
+        line.send(json.dumps({**OPEN, "ops": [START, ENDLESS]}))
+        while json.loads(line.recv(WAIT))["type"] != "token":
+            pass
+        line.socket.close()
+    assert noted.get(timeout=WAIT) == ("aborted", 1.0)
     clean(served)
 
 
