@@ -246,6 +246,10 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     of the completion that were known without a decode step of their own. Of a Gen with `Calls`, `content` is the text
     beside the calls. The logprob of a token that was not sampled is nan.
 
+    `ending` are the tokens that were generated behind the text and are no part of it: the end token, or those of a stop
+    string (from the first one that is not in the text as a whole; the last `respelt` of `tokens` stand for what of it
+    is). Their logprobs are nan where none were asked for.
+
     None where the backend does not tell: `computed_tokens` went through the model for this call, of them
     `recomputed_tokens` again, since their KV had been given up; `retractions` counts how often it made room for others;
     `first_token_seconds` count from its arrival, as `seconds` do; `memory_seconds` it waited for KV memory."""
@@ -261,6 +265,8 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scores: tuple[float, ...] = ()
     choice_logprobs: tuple[tuple[float, ...], ...] = ()
     tokens: tuple[int, ...] = ()
+    ending: tuple[Logprob, ...] = ()
+    respelt: int = 0
     calls: tuple[ToolCall, ...] = ()
     content: str | None = None
     first_step: int = -1

@@ -92,7 +92,7 @@ class Collector:
         task.made += 1
         self._count(seq, 1)
         if token in task.ends:
-            self._done(seq, task, "stop", token, task.sent, [], step)
+            self._done(seq, task, "stop", token, task.sent, [], step, _row(task, r, samples))
             return True
         task.sent += 1
         if task.automaton is not None:
@@ -215,13 +215,7 @@ class Collector:
         return True
 
     def _tell(self, seq: Sequence, task: Generating, token: int, r: int, samples: Samples) -> None:
-        wanted = task.op.sampling.logprobs
-        logprobs: tuple[float, ...] = (float(samples.logprobs[r]),) if wanted >= 0 else ()
-        tops: tuple[tuple[tuple[int, float], ...], ...] = ()
-        if wanted > 0:
-            ids, values = samples.top_ids[r, :wanted].tolist(), samples.top_logprobs[r, :wanted].tolist()
-            tops = (tuple(zip(ids, values, strict=True)),)
-        self._programs.news.append(m.Sampled(seq.program.id, task.op.op, (token,), logprobs, tops))
+        self._programs.news.append(m.Sampled(seq.program.id, task.op.op, (token,), *_row(task, r, samples)))
 
     def _done(
         self,
@@ -232,9 +226,10 @@ class Collector:
         keep: int,
         tail: list[int],
         step: int,
+        row: m.Row = ((), ()),
     ) -> None:
         """A Generate ended: its value is its first `keep` tokens and `tail`; the rest of what was sampled stays
-        cached only."""
+        cached only. `row` tells of the end token."""
         have, end = seq.known, task.start + keep
         self._scheduler.cache.drop(seq)
         self._scheduler.learned.calls.add(site_of(seq.program.name, task.op.op), task.made)
@@ -245,7 +240,7 @@ class Collector:
         seq.append(np.array(tail, np.int32))
         told = (seq.program.id, task.op.op, reason, keep, tuple(tail), matched, task.prompt)
         work, cost = self._work(seq, task), self._cost(seq, task, step)
-        self._programs.news.append(m.Done(*told, *cost, task.forced, work))
+        self._programs.news.append(m.Done(*told, *cost, task.forced, work, row))
         self._programs.finish(seq, seq.tokens(task.start, seq.known).copy())
 
     def _cost(self, seq: Sequence, task: Task, step: int) -> tuple[int, int, int, float, float]:
@@ -315,6 +310,18 @@ class Collector:
         told = m.Chosen(seq.program.id, task.op.op, winner, scores, logprobs, task.prompt, *cost, work)
         self._programs.news.append(told)
         self._programs.finish(seq, value)
+
+
+def _row(task: Generating, r: int, samples: Samples) -> m.Row:
+    """What is told of the token that was drawn in row r."""
+    wanted = task.op.sampling.logprobs
+    if wanted < 0:
+        return (), ()
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
+    if wanted > 0:
+        ids, values = samples.top_ids[r, :wanted].tolist(), samples.top_logprobs[r, :wanted].tolist()
+        tops = (tuple(zip(ids, values, strict=True)),)
+    return (float(samples.logprobs[r]),), tops
 
 
 def _kind(why: str) -> str:

@@ -176,6 +176,9 @@ class Began(News, frozen=True, array_like=True, tag="began"):
     cached: int = 0
 
 
+Row = tuple[tuple[float, ...], tuple[tuple[tuple[int, float], ...], ...]]  # of a token: (logprob), (alternatives)
+
+
 class Sampled(News, frozen=True, array_like=True, tag="sampled"):
     """New tokens of a Generate, with logprob and the top alternatives (id, logprob) where asked for."""
 
@@ -207,7 +210,7 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
 class Done(News, frozen=True, array_like=True, tag="done"):
     """A Generate or Score ended. A Generate's value is the first `keep` tokens that were sent, then `tail` (the kept
     part of a token that a stop string cut in two, tokenised again); a Score's is empty. `matched` is the stop string
-    or token id, if any."""
+    or token id, if any; `end` tells of that token, where logprobs were asked for."""
 
     reason: str
     keep: int
@@ -221,6 +224,7 @@ class Done(News, frozen=True, array_like=True, tag="done"):
     seconds: float
     forced: int = 0
     work: Work | None = None
+    end: Row = ((), ())
 
 
 class Chosen(News, frozen=True, array_like=True, tag="chosen"):

@@ -96,7 +96,7 @@ class Translator:
         elif isinstance(news, m.Began) and isinstance(op, (ir.Gen, ir.Select, ir.Score)):
             self._deliver(ir.Started(op.id, op.seq, op.var, news.prompt, news.cached))
         elif isinstance(news, m.Scored):
-            pending.logprobs += self._logprobs(news)
+            pending.logprobs += self._logprobs(news.tokens, news.logprobs, news.tops)
         elif isinstance(news, m.Done) and isinstance(op, ir.Score):
             self._scored(news, pending, op)
         elif isinstance(news, m.Done) and isinstance(op, ir.Gen):
@@ -114,7 +114,7 @@ class Translator:
     def _sampled(self, news: m.Sampled, pending: Pending, op: ir.Gen) -> None:
         assert pending.detokenizer is not None, "a Gen has one"
         pending.tokens += news.tokens
-        pending.waiting += self._logprobs(news)
+        pending.waiting += self._logprobs(news.tokens, news.logprobs, news.tops)
         text = pending.detokenizer.push(list(news.tokens))
         pending.made += len(text)
         if text:
@@ -126,12 +126,18 @@ class Translator:
         if text:
             self._emit(text, pending, op)
 
-    def _logprobs(self, news: m.Sampled | m.Scored) -> list[ir.Logprob]:
+    def _logprobs(
+        self, tokens: Sequence[int], logprobs: Sequence[float], tops: Sequence[Sequence[tuple[int, float]]]
+    ) -> list[ir.Logprob]:
+        """Of tokens with logprobs: none where none were asked for."""
         found = []
-        for i, logprob in enumerate(news.logprobs):
-            tops = tuple((t, self._text(t), p) for t, p in news.tops[i]) if news.tops else ()
-            found.append(ir.Logprob(news.tokens[i], self._text(news.tokens[i]), logprob, tops))
+        for i, logprob in enumerate(logprobs):
+            others = tuple((t, self._text(t), p) for t, p in tops[i]) if tops else ()
+            found.append(ir.Logprob(tokens[i], self._text(tokens[i]), logprob, others))
         return found
+
+    def _unrated(self, tokens: Sequence[int]) -> list[ir.Logprob]:
+        return [ir.Logprob(token, self._text(token), math.nan) for token in tokens]
 
     def _emit(self, text: str, pending: Pending, op: ir.Gen) -> None:
         """Give text out, with the tokens whose text is out to its end: a stop string may yet cut the others."""
@@ -148,7 +154,10 @@ class Translator:
         del self._pending[op.id]
         tokens = [*pending.tokens[: news.keep], *news.tail]
         value = self._tokenizer.decode(tokens)
-        sampled = [*pending.logprobs, *pending.waiting][: news.keep]
+        rows = [*pending.logprobs, *pending.waiting]
+        sampled, ending = rows[: news.keep], rows[news.keep :] or self._unrated(pending.tokens[news.keep :])
+        if isinstance(news.matched, int):
+            ending += self._logprobs([news.matched], *news.end) or self._unrated([news.matched])
         pending.waiting = pending.waiting[: max(0, news.keep - len(pending.logprobs))]
         made, pending.tokens = len(pending.tokens), tokens
         pending.ends = [0] * (len(tokens) - pending.told)  # all of them belong to the text that is left
@@ -168,6 +177,8 @@ class Translator:
             logprobs=tuple(sampled),
             mean_logprob=_mean(sampled),
             tokens=tuple(tokens),
+            ending=tuple(ending),
+            respelt=len(news.tail),
             calls=calls,
             content=content,
             first_step=news.first_step,

@@ -183,12 +183,19 @@ def _meta(info: Mapping[str, Any], logprobs: tuple[Logprob, ...]) -> Meta:
         message = reason.get("message") if isinstance(reason, dict) else None
         raise RemoteFailure("aborted", str(message or "the server aborted the request"))
     finish: FinishReason = "length" if kind == "length" else "stop"
+    matched = reason.get("matched") if isinstance(reason, dict) else None
+    made = int(info.get("completion_tokens", 0))
+    ending: tuple[Logprob, ...] = ()
+    if isinstance(matched, int):  # the server lists and counts the end token, which is no part of the text
+        made, ending = max(0, made - 1), logprobs[-1:]
+        logprobs = logprobs[:-1]
     return Meta(
         finish_reason=finish,
-        matched=reason.get("matched") if isinstance(reason, dict) else None,
+        matched=matched,
         prompt_tokens=int(info.get("prompt_tokens", 0)),
         cached_tokens=int(info.get("cached_tokens", 0)),
-        completion_tokens=int(info.get("completion_tokens", 0)),
+        completion_tokens=made,
+        ending=ending,
         logprobs=logprobs,
         mean_logprob=sum(p.logprob for p in logprobs) / len(logprobs) if logprobs else None,
     )

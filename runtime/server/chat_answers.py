@@ -17,7 +17,7 @@ from ramet.runtime.server import forms
 from ramet.runtime.server.call import Answer, Begun, Call, Caller, Completion, Piece
 from ramet.runtime.server.raw import ending
 from ramet.runtime.server.service import Service
-from ramet.runtime.server.shapes import usage
+from ramet.runtime.server.shapes import generated, usage
 from ramet.runtime.server.speech import Hearing, MadeCall, Part, Speech
 from ramet.runtime.server.wire import Batches, extended
 from ramet.runtime.text import Tokenizer
@@ -67,7 +67,11 @@ class Shown:
             "stop_reason": None if is_eos else meta.matched,
             "matched_stop": meta.matched,
         }
-        return ended if self.prompt_ids is None else {**ended, "token_ids": list(meta.tokens)}
+        return ended if self.prompt_ids is None else {**ended, "token_ids": list(generated(meta))}
+
+    def ending(self, meta: ir.Meta) -> tuple[ir.Logprob, ...]:
+        """The tokens of the stop, for those who want ids: they have a row for each."""
+        return () if self.prompt_ids is None else meta.ending
 
     def tail(self, meta: ir.Meta) -> str:
         """The stop itself, for those who want it in the text."""
@@ -107,7 +111,7 @@ def _choice(index: int, completion: Completion, shown: Shown) -> dict[str, Any]:
     return {
         "index": index,
         "message": message,
-        "logprobs": shown.logs(completion.meta.logprobs),
+        "logprobs": shown.logs((*completion.meta.logprobs, *shown.ending(completion.meta))),
         **shown.end(completion.meta, called=bool(said.calls)),
     }
 
@@ -200,7 +204,8 @@ def _deltas(piece: Piece, shown: Shown, speech: Speech) -> list[dict[str, Any]]:
     meta = piece.meta
     parts = speech.push(piece.text + (shown.tail(meta) if meta else ""), last=meta is not None)
     found = [_delta(piece.choice, _new(part, shown, speech)) for part in parts]
-    logs = shown.logs(piece.logprobs) if piece.logprobs else None
+    rows = (*piece.logprobs, *(shown.ending(meta) if meta else ()))
+    logs = shown.logs(rows) if rows else None
     if logs:
         found = found or [_delta(piece.choice, {"content": ""})]
         found[0]["logprobs"] = logs

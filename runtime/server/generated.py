@@ -17,6 +17,7 @@ from ramet.runtime.server import raw
 from ramet.runtime.server.call import Answered, Begun, Call, Caller, Outs, Piece, Prompt, Scoring
 from ramet.runtime.server.constraints import Wanted
 from ramet.runtime.server.service import Service
+from ramet.runtime.server.shapes import generated
 from ramet.runtime.server.wire import Batches, logprob
 
 
@@ -125,7 +126,8 @@ class Line:
             return
         shown = self.one.shown
         self.text = raw.completed(service.tokenizer, text, meta, special=shown.special, untrimmed=shown.untrimmed)
-        self.tokens, self.logprobs, self.made = list(meta.tokens), list(meta.logprobs), meta.completion_tokens
+        self.tokens, self.logprobs = list(generated(meta)), [*meta.logprobs, *meta.ending]
+        self.made = len(self.tokens)
         self.forced = meta.forced_tokens
         kept = {"type": "stop", "matched": meta.matched}
         self.over = {"type": "length", "length": self.made} if meta.finish_reason == "length" else kept

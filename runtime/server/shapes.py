@@ -37,6 +37,12 @@ class Look:
     ends: tuple[int, ...] = ()
 
 
+def generated(meta: ir.Meta) -> tuple[int, ...]:
+    """All tokens that were generated, as SGLang and vLLM list them: `meta.tokens` as they were before a stop string cut
+    one of them, then those of the stop. There is a row for each in `meta.logprobs`, then `meta.ending`."""
+    return (*meta.tokens[: len(meta.tokens) - meta.respelt], *(each.token for each in meta.ending))
+
+
 def usage(prompt: int, completion: int, cached: int, forced: int = 0, reasoning: int = 0) -> dict[str, Any]:
     """OpenAI's usage; `cached` of the prompt's tokens came from the cache, `forced` of the completion's needed no
     decode step of their own, and `reasoning` were thoughts."""
@@ -94,11 +100,11 @@ class Choice:
         """All of it."""
         look, meta = self._look, done.meta
         text = raw.completed(self._service.tokenizer, done.text, meta, special=look.special, untrimmed=look.untrimmed)
-        rows = [*self._echoed(), *meta.logprobs]
+        rows = [*self._echoed(), *meta.logprobs, *(meta.ending if look.ids else ())]
         written = self._written((self._prompt_text if look.echo else "") + text, rows)
         written |= self._end(meta)
         if look.ids:
-            written |= {"prompt_token_ids": list(self._prompt_ids), "token_ids": list(meta.tokens)}
+            written |= {"prompt_token_ids": list(self._prompt_ids), "token_ids": list(generated(meta))}
         return written
 
     def opened(self, *, closed: bool) -> dict[str, Any]:
@@ -116,12 +122,13 @@ class Choice:
         text = piece.text
         if meta is not None and look.untrimmed:
             text += raw.ending(self._service.tokenizer, meta, special=False)
-        written = self._written(text, piece.logprobs)
+        ending = meta.ending if meta is not None and look.ids else ()
+        written = self._written(text, (*piece.logprobs, *ending))
         ids = [each.token for each in piece.logprobs]
         self.made += len(ids)
         if meta is not None:
             written |= self._end(meta)
-            ids = list(meta.tokens[self._told :])
+            ids = list(generated(meta)[self._told :])
             self.made = meta.completion_tokens
         if look.ids:
             written["token_ids"] = ids

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
+import msgspec
 import pytest
 
 from ramet.frontend import ir
@@ -37,6 +40,11 @@ def run(engine: Engine, sampling: ir.Sampling) -> list[ir.Event]:
     return events
 
 
+def finished(engine: Engine, sampling: ir.Sampling) -> ir.Finished:
+    (end,) = [event for event in run(engine, sampling) if isinstance(event, ir.Finished)]
+    return end
+
+
 @pytest.mark.parametrize("stop", [("e",), ("s ",), ("an", " t"), ("on", "one")])
 def test_told_logprobs_are_kept(engine: Engine, stop: tuple[str, ...]) -> None:
     cut = 0
@@ -47,3 +55,37 @@ def test_told_logprobs_are_kept(engine: Engine, stop: tuple[str, ...]) -> None:
         assert tuple(told) == end.meta.logprobs[: len(told)]
         cut += end.meta.finish_reason == "stop"
     assert cut
+
+
+ENDS: dict[str, dict[str, Any]] = {
+    "a stop string": {"stop": ("an", " t")},
+    "a part of a token": {"stop": ("e",)},
+    "a stop token": {},  # one of the run without it
+    "an end token": {"logit_bias": {2: 9.0}},
+    "the limit": {},
+}
+
+
+@pytest.mark.parametrize("logprobs", [-1, 2])
+@pytest.mark.parametrize("how", ENDS)
+def test_all_that_was_generated_can_be_told(engine: Engine, how: str, logprobs: int) -> None:
+    """The text's tokens and those behind it are the ones that a run without any stop draws, with their logprobs."""
+    stopped = 0
+    for seed in range(8):
+        free = ir.Sampling(max_tokens=25, temperature=1.2, seed=seed, ignore_eos=True, logprobs=2)
+        free = msgspec.structs.replace(free, logit_bias=ENDS[how].get("logit_bias", {}))
+        whole = finished(engine, free)
+        held = msgspec.structs.replace(free, **ENDS[how], logprobs=logprobs, ignore_eos=how != "an end token")
+        if how == "a stop token":
+            held = msgspec.structs.replace(held, stop_token_ids=(whole.meta.tokens[9],))
+        meta = finished(engine, held).meta
+        ids = (*meta.tokens[: len(meta.tokens) - meta.respelt], *(each.token for each in meta.ending))
+        assert ids == whole.meta.tokens[: len(ids)]
+        assert len(meta.ending) == (1 if isinstance(meta.matched, int) else len(ids) - len(meta.tokens) + meta.respelt)
+        assert bool(meta.ending) == (meta.finish_reason == "stop")
+        stopped += meta.finish_reason == "stop"
+        if logprobs < 0:
+            assert not meta.logprobs and all(math.isnan(each.logprob) for each in meta.ending)
+        else:
+            assert [*meta.logprobs, *meta.ending] == list(whole.meta.logprobs[: len(ids)])
+    assert (stopped > 0) == (how != "the limit")

@@ -109,12 +109,12 @@ def sunken(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the engine tells of a token holds -inf and nan."""
     inner = Translator._logprobs
 
-    def logprobs(self: Translator, news: Any) -> list[ir.Logprob]:
+    def logprobs(self: Translator, *told: Any) -> list[ir.Logprob]:
         return [
             ir.Logprob(
                 each.token, each.text, -math.inf, tuple((t, s, -math.inf) for t, s, _ in each.top[:-1]) + each.top[-1:]
             )
-            for each in inner(self, news)
+            for each in inner(self, *told)
         ]
 
     monkeypatch.setattr(Translator, "_logprobs", logprobs)

@@ -130,6 +130,35 @@ def test_stops(served: Served, http: httpx.Client) -> None:
     assert (end["text"], end["finish_reason"], end["stop_reason"]) == ("", "stop", None)
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_ids_have_the_tokens_of_the_stop_and_a_row_each(http: httpx.Client, path: str) -> None:
+    """As vLLM's: who asks for ids gets all that was generated, and its logprobs beside it."""
+    chat = path.endswith("chat/completions")
+    prompt = {"messages": [{"role": "user", "content": PROMPT}]} if chat else {"prompt": PROMPT}
+    body = {**prompt, "max_tokens": 24, "temperature": 1.2, "seed": 5, "logprobs": True if chat else 0}
+
+    def choice(**more: Any) -> tuple[list[int], int, dict[str, Any]]:
+        (found,) = http.post(path, json={**body, **more}).json()["choices"]
+        rows = found["logprobs"]["content"] if chat else found["logprobs"]["tokens"]
+        return found.get("token_ids", []), len(rows), found
+
+    free, _, _ = choice(ignore_eos=True, return_token_ids=True)
+    ended = {"logit_bias": {"2": 10}}
+    biased, _, _ = choice(**ended, ignore_eos=True, return_token_ids=True)
+    for stop, want in (({"ignore_eos": True, "stop_token_ids": [free[9]]}, free), (ended, biased)):
+        ids, rows, found = choice(**stop, return_token_ids=True)
+        assert found["finish_reason"] == "stop"
+        assert ids == want[: len(ids)] and ids[-1] in (free[9], 2)
+        assert rows == len(ids)
+        assert choice(**stop)[1] == rows - 1, "beside the text alone there are the text's"
+        with http.stream("POST", path, json={**body, **stop, "return_token_ids": True, "stream": True}) as answer:
+            lines = [json.loads(line[5:]) for line in answer.iter_lines() if line.startswith("data: {")]
+        told = [each for line in lines for each in line["choices"]]
+        assert [token for each in told for token in each.get("token_ids", [])] == ids
+        key = "content" if chat else "tokens"
+        assert sum(len(each["logprobs"][key]) for each in told if each["logprobs"]) == rows
+
+
 # -- streams
 
 

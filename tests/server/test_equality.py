@@ -114,9 +114,9 @@ def test_streamed_or_not_cold_or_warm(served: Served, path: str) -> None:
     equal(served, path)
 
 
-def rough(self: Translator, news: Any) -> Any:
+def rough(self: Translator, *told: Any) -> Any:
     """Logprobs of less precision, now and then."""
-    found = LOGPROBS(self, news)
+    found = LOGPROBS(self, *told)
     return [msgspec.structs.replace(each, logprob=round(each.logprob, 2)) for each in found] if self.odd() else found
 
 

@@ -132,7 +132,30 @@ def test_a_stop_token_is_named(http: httpx.Client) -> None:
     ids = ask(http, text=PROMPT, sampling_params=GREEDY)["output_ids"]
     got = ask(http, text=PROMPT, sampling_params={**GREEDY, "stop_token_ids": [ids[2]]})
     assert got["meta_info"]["finish_reason"] == {"type": "stop", "matched": ids[2]}
-    assert got["output_ids"] == ids[: ids.index(ids[2])]
+    assert got["output_ids"] == ids[: ids.index(ids[2]) + 1], "as SGLang lists them: what is trained on must end"
+    assert got["meta_info"]["completion_tokens"] == len(got["output_ids"])
+
+
+@pytest.mark.parametrize("how", ["a stop string", "a part of a token", "an end token"])
+def test_ids_are_all_that_was_generated(http: httpx.Client, how: str) -> None:
+    """Who trains on them must see the tokens that were drawn, the end token too, each with its logprob."""
+    params = {**SEEDED, "max_new_tokens": 24, "temperature": 1.2}
+    if how == "an end token":
+        params = {**params, "ignore_eos": False, "logit_bias": {"2": 8}}
+    asked = {"text": PROMPT, "return_logprob": True, "top_logprobs_num": 1}
+    free = ask(http, **asked, sampling_params={**params, "ignore_eos": True})
+    if how != "an end token":
+        params["stop"] = free["text"][20:22] if how == "a stop string" else free["text"][21]
+    whole = ask(http, **asked, sampling_params=params)
+    ids, meta = whole["output_ids"], whole["meta_info"]
+    assert meta["finish_reason"]["type"] == "stop" and len(ids) < 24
+    assert ids == free["output_ids"][: len(ids)]
+    assert meta["output_token_logprobs"] == free["meta_info"]["output_token_logprobs"][: len(ids)]
+    assert meta["completion_tokens"] == len(ids) == len(meta["output_top_logprobs"])
+    for deltas in (False, True):
+        got = events(http, **asked, sampling_params=params, incremental_streaming_output=deltas)
+        assert [token for event in (got if deltas else got[-1:]) for token in event["output_ids"]] == ids
+        assert got[-1]["meta_info"]["completion_tokens"] == len(ids)
 
 
 def test_names_of_control_tokens(served: Served, http: httpx.Client) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import math
+import queue
 from collections.abc import Iterator
 from typing import Any
 
