@@ -55,19 +55,23 @@ class GenerateRemote:
         if wanted >= 0:
             body |= {"return_logprob": True, "top_logprobs_num": wanted, "return_text_in_logprobs": True}
         text, told = "", 0
+        rows: tuple[Logprob, ...] = ()
+        ending: tuple[Logprob, ...] = ()
         info: Mapping[str, Any] = {}
         async with contextlib.aclosing(self._http.stream("/generate", body)) as events:
             async for event in events:
                 so_far, info = _event(event)
                 new = so_far if self._incremental else so_far[len(text) :]
-                logprobs = _logprobs(info) if wanted >= 0 else ()
+                if wanted >= 0:
+                    found, ending = _logprobs(info)
+                    rows = rows + found if self._incremental else found
                 if new:
-                    emit(new, logprobs if self._incremental else logprobs[told:])
-                    told = len(logprobs)
+                    emit(new, rows[told:])
+                    told = len(rows)
                 text += new
         if not info.get("finish_reason"):
             raise RemoteFailure("transport", "the server's stream ended without a finish reason")
-        meta = _meta(info, _logprobs(info) if wanted >= 0 else ())
+        meta = _meta(info, rows, ending)
         problem = broken(op.constraint, text, meta, patterns=False)
         if problem:
             raise RemoteFailure("generation", f"the server answered {text[:80]!r}, which {problem}")
@@ -165,7 +169,15 @@ def _own(info: Mapping[str, Any], choice: str, length: int) -> Sequence[Scored]:
     return tokens[len(tokens) - count :]
 
 
-def _logprobs(info: Mapping[str, Any]) -> tuple[Logprob, ...]:
+def _matched(info: Mapping[str, Any]) -> str | int | None:
+    """The stop string or token that ended it. A token is listed among the others, and counted."""
+    reason = info.get("finish_reason")
+    matched = reason.get("matched") if isinstance(reason, dict) else None
+    return matched if isinstance(matched, str | int) else None
+
+
+def _logprobs(info: Mapping[str, Any]) -> tuple[tuple[Logprob, ...], tuple[Logprob, ...]]:
+    """Of the text, and of the token that ended it."""
     tokens: Sequence[Scored] = info.get("output_token_logprobs") or ()
     tops: Sequence[Any] = info.get("output_top_logprobs") or ()
     found = []
@@ -173,28 +185,25 @@ def _logprobs(info: Mapping[str, Any]) -> tuple[Logprob, ...]:
         top = tops[index] if index < len(tops) and tops[index] else ()
         rest = tuple((int(t), str(s or ""), float(p)) for p, t, s, *_ in top)
         found.append(Logprob(int(token), str(text or ""), float(logprob), rest))
-    return tuple(found)
+    ends = len(found) - isinstance(_matched(info), int)
+    return tuple(found[:ends]), tuple(found[ends:])
 
 
-def _meta(info: Mapping[str, Any], logprobs: tuple[Logprob, ...]) -> Meta:
+def _meta(info: Mapping[str, Any], logprobs: tuple[Logprob, ...], ending: tuple[Logprob, ...]) -> Meta:
     reason = info["finish_reason"]
     kind = reason.get("type") if isinstance(reason, dict) else reason
     if kind == "abort":
         message = reason.get("message") if isinstance(reason, dict) else None
         raise RemoteFailure("aborted", str(message or "the server aborted the request"))
     finish: FinishReason = "length" if kind == "length" else "stop"
-    matched = reason.get("matched") if isinstance(reason, dict) else None
-    made = int(info.get("completion_tokens", 0))
-    ending: tuple[Logprob, ...] = ()
-    if isinstance(matched, int):  # the server lists and counts the end token, which is no part of the text
-        made, ending = max(0, made - 1), logprobs[-1:]
-        logprobs = logprobs[:-1]
+    matched = _matched(info)
+    made = int(info.get("completion_tokens", 0)) - isinstance(matched, int)
     return Meta(
         finish_reason=finish,
         matched=matched,
         prompt_tokens=int(info.get("prompt_tokens", 0)),
         cached_tokens=int(info.get("cached_tokens", 0)),
-        completion_tokens=made,
+        completion_tokens=max(0, made),
         ending=ending,
         logprobs=logprobs,
         mean_logprob=sum(p.logprob for p in logprobs) / len(logprobs) if logprobs else None,

@@ -147,6 +147,31 @@ def test_a_stream_of_texts_in_every_detail() -> None:
         assert peer.headers["Authorization"] == "Bearer key"
 
 
+@pytest.mark.parametrize("incremental", [False, True])
+def test_an_end_token_is_no_part_of_the_text(incremental: bool) -> None:
+    """SGLang lists it among the output's tokens and counts it; what it tells with deltas are those of each event."""
+    rows = [[-0.5, 7, "a"], [-0.25, 8, "b"], [-0.125, 2, "<end>"]]
+    info = {"prompt_tokens": 3, "completion_tokens": 1, "finish_reason": None, "output_token_logprobs": rows[:1]}
+    over = {"completion_tokens": 3, "finish_reason": {"type": "stop", "matched": 2}}
+    last = {**info, **over, "output_token_logprobs": rows[1:] if incremental else rows}
+    answer = streamed({"text": "a", "meta_info": info}, {"text": "b" if incremental else "ab", "meta_info": last})
+    server = {**SGLANG, "incremental_streaming_output": incremental}
+    with Peer({"/server_info": said(server), "/generate": answer}) as peer, rt.Endpoint(peer.url) as plain:
+
+        @rt.function
+        def body(s: rt.State) -> Meta:
+            s += "Once"
+            return s.gen(name="x", max_tokens=9, logprobs=0).meta
+
+        run = body.using(backend=plain)()
+        meta = run.result(WAIT)
+        assert run["x"] == "ab"
+    assert (meta.matched, meta.completion_tokens) == (2, 2)
+    assert [(each.token, each.logprob) for each in meta.logprobs] == [(7, -0.5), (8, -0.25)]
+    assert meta.mean_logprob == -0.375
+    assert [each.token for each in meta.ending] == [2]
+
+
 def test_what_is_tried_again_and_what_is_not() -> None:
     good = {"text": "yes", "meta_info": {"finish_reason": {"type": "length"}}}
     busy = said({"error": {"message": "busy"}}, 503, Retry_After="0")
