@@ -100,13 +100,25 @@ def observe(observed: Observed, document: Document, course: Course, events: Sequ
     for index in course.path:
         end = document.nodes[index].end
         if isinstance(end, Decision) and (text := course.known(end.on)) is not None:
-            counts = observed.outcomes.setdefault(end.where, {})
-            counts[text] = counts.get(text, 0) + 1
+            for place in _places(end):
+                counts = observed.outcomes.setdefault(place, {})
+                counts[text] = counts.get(text, 0) + 1
     _learn(observed, document, course, finished)
     if isinstance(course.end, Break):
         usage = next((event.usage for event in events if isinstance(event, Ended)), Usage())
         _look_beyond(observed, course.end, usage, finished.values())
     observed.runs += 1
+
+
+def _places(end: Decision) -> tuple[str, ...]:
+    """Under what the outcomes of a decision are kept: the line, and the line with the operation that is decided on,
+    for lines with several decisions."""
+    return (end.where, f"{end.where} {end.on.op}") if isinstance(end.on, Use) else (end.where,)
+
+
+def outcomes_of(observed: Observed, end: Decision) -> Mapping[str, int]:
+    """How often runs went which way at a decision; where none has come there, at its line (another turn of a loop)."""
+    return next((found for place in reversed(_places(end)) if (found := observed.outcomes.get(place))), {})
 
 
 def _look_beyond(observed: Observed, end: Break, usage: Usage, inside: Iterable[Finished]) -> None:
@@ -171,7 +183,7 @@ def _go_beyond(totals: Totals, seen: Sequence[tuple[int, int, int, int]]) -> Non
     if not seen:
         return
     calls, prompt, shared, generated = (sum(each) / len(seen) for each in zip(*seen, strict=True))
-    totals.calls += round(calls)
+    totals.calls += calls
     totals.prompt += prompt
     totals.shared += shared
     totals.generated += generated
@@ -188,7 +200,7 @@ def _weighted(
         if not isinstance(end, Decision):
             yield weight, path
             continue
-        counts = observed.outcomes.get(end.where, {})
+        counts = outcomes_of(observed, end)
         if isinstance(end.on, Param):
             counts = {texts[end.on.name]: 1}
         seen = sum(counts.get(outcome, 0) for outcome in end.outcomes)

@@ -13,10 +13,11 @@ import msgspec
 
 from ramet.frontend.critical import longest
 from ramet.frontend.entries import Entry, Seq
-from ramet.frontend.estimate import Observed, estimated
+from ramet.frontend.estimate import Observed, estimated, outcomes_of
 from ramet.frontend.explained import Branch, Cause, Explanation, Guess, Need, Op, Overall, Totals
 from ramet.frontend.facts import said
 from ramet.frontend.ir import ROOT, Close, Fork, Gen, Join, Ref, Select
+from ramet.frontend.lineage import variable
 from ramet.frontend.planned import Break, Decision, Document, Param, Part, Step, Use
 from ramet.frontend.walk import site_of, walked
 
@@ -51,7 +52,7 @@ def _likeliest(document: Document, texts: Mapping[str, str], observed: Observed)
     """The path that runs took most often at every decision, and what other ways there were."""
     path, notes = [0], list[str]()
     while isinstance(end := document.nodes[path[-1]].end, Decision):
-        counts = observed.outcomes.get(end.where, {})
+        counts = outcomes_of(observed, end)
         if isinstance(end.on, Param):
             counts = {texts[end.on.name]: 1}
         outcomes = sorted(range(len(end.outcomes)), key=lambda k: -counts.get(end.outcomes[k], 0))
@@ -88,7 +89,7 @@ class _Layout:
     hosts: int = 0
 
     def __post_init__(self) -> None:
-        walk = walked(self.texts, self.observed, self.document, self.path, {}, {})
+        walk = self._walk = walked(self.texts, self.observed, self.document, self.path, {}, {})
         self._prompts = {step.op.id: chars for step, chars in walk.prompts}
         self._bases = walk.bases
         self._places: dict[str, _Place] = {ROOT: _Place()}
@@ -107,7 +108,7 @@ class _Layout:
 
     def _take(self, step: Step) -> None:
         op, seq = step.op, step.op.seq
-        entry = Entry(op.id, Seq(seq), "text", step.where, _named(step))
+        entry = Entry(op.id, Seq(seq), "text", step.where, variable(step))
         entry.op = op
         kind = str(op.__struct_config__.tag)
         place = self._places.setdefault(seq, _Place())
@@ -160,18 +161,13 @@ class _Layout:
             made = seen.expected(site, op.sampling.max_tokens)
             written, taken = seen.written(site, made), max(made, 1.0)
         else:
-            written = float(max((len(choice) for choice in getattr(op, "choices", ())), default=0))
+            written = self._walk.written(op.id)
             made, taken = written * ratio, 1.0
         begin = place.at
         place.at = begin + taken
         guess = Guess(chars * ratio, min(place.covered, chars) * ratio, made, begin, place.at)
         place.covered = chars + written
         return guess
-
-
-def _named(step: Step) -> str:
-    var = getattr(step.op, "var", "")
-    return "" if var.startswith("_") else var
 
 
 def _shown(parts: Sequence[Part]) -> str:

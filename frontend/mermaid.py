@@ -39,6 +39,7 @@ def flowchart(document: Document, lengths: Lengths) -> str:
     chart = _Chart()
     start = chart.node("start", escaped(document.name), ('(["', '"])'), "turn")
     chart.follow(outlined(document, lengths), [(start, "")])
+    chart.say()
     classes = [f"  classDef {name} {style}" for name, style in _CLASSES.items()]
     return "\n".join(["flowchart TD", *chart.lines, *chart.links, *classes]) + "\n"
 
@@ -57,6 +58,7 @@ class _Chart:
         self._count = 0
         self._made: dict[str, str] = {}  # operation → node
         self._ends: dict[str, list[tuple[str, str]]] = {}  # branch → where it ends so far
+        self._said: list[tuple[str, Sequence[str], list[str]]] = []  # node, values said in it, nodes that lead to it
 
     def node(self, name: str, text: str, shape: tuple[str, str], kind: str) -> str:
         """A node; returns its name."""
@@ -82,21 +84,30 @@ class _Chart:
         arrive = dict.fromkeys([*before, *(end for seq in joined for end in self._ends.get(seq, ()))])
         for source, label in arrive:
             self.links.append(f'  {source} -->|"{label}"| {name}' if label else f"  {source} --> {name}")
-        if not joined:
-            for source in dict.fromkeys(self._made[op] for op in item.uses if op in self._made):
-                if source not in [known for known, _ in before]:
-                    self.links.append(f"  {source} -.-> {name}")
+        if not joined and item.uses:
+            self._said.append((name, item.uses, [known for known, _ in before]))
         if item.kind == "fork":
             for group in grouped(item.inside):
                 last = self.follow(group[0].inside, [(name, escaped(named(group)))])
                 self._ends.update({branch.seq: last for branch in group})
                 self._twins(group)
         elif item.kind == "decision":
+            self.say()
             for outcome in item.inside:
-                known = dict(self._ends)
+                ends, made = dict(self._ends), dict(self._made)
                 self.follow(outcome.inside, [(name, escaped(outcome.label))])
-                self._ends = known
+                self.say()
+                self._ends, self._made = ends, made  # another outcome has others by the same ids
         return [(name, "")]
+
+    def say(self) -> None:
+        """Dotted arrows, from values to where they are said. A branch is drawn before what its parent goes on with, and
+        may say a value of that."""
+        for name, uses, before in self._said:
+            for source in dict.fromkeys(self._made[op] for op in uses if op in self._made):
+                if source not in before:
+                    self.links.append(f"  {source} -.-> {name}")
+        self._said.clear()
 
     def _twins(self, group: Sequence[Item]) -> None:
         """Operations of branches that are drawn once have the node of the one that is drawn."""

@@ -195,7 +195,8 @@ class _Drawn:
 def _name(step: Step) -> str:
     """What a value is called: its variable, with the branch that it is of, or its line."""
     name = variable(step) or f"{_what(step)} of {step.where or step.op.id}"
-    return name if step.op.seq == ROOT else f"{step.op.seq.rsplit('.', 1)[-1]}.{name}"
+    branches = [part for part in step.op.seq.split(".") if part.startswith("b")]
+    return ".".join((*branches, name))
 
 
 def _branch_of(seq: str, inside: list[Item]) -> list[Item]:
@@ -262,16 +263,24 @@ def _values(value: Returned) -> Iterator[str]:
             yield from _values(item)
 
 
-def plain(items: Sequence[Item]) -> list[tuple[object, ...]]:
-    """Items without places: equal for branches that say the same."""
-    return [(item.kind, item.label, item.text, item.role, item.tokens, *plain(item.inside)) for item in items]
+def plain(items: Sequence[Item], seq: str) -> list[tuple[object, ...]]:
+    """Items of the branch `seq` without places: equal for branches that say the same, each of its own."""
+    return [
+        (
+            *(item.kind, item.label, item.text, item.role, item.tokens),
+            *(use.removeprefix(f"{seq}.") for use in item.uses),
+            *plain(item.inside, seq),
+        )
+        for item in items
+    ]
 
 
 def grouped(branches: Sequence[Item]) -> list[list[Item]]:
     """Branches in order, neighbours that say the same together."""
     groups: list[list[Item]] = []
     for item in branches:
-        if groups and item.kind == "branch" and plain(groups[-1][0].inside) == plain(item.inside):
+        first = groups[-1][0] if groups else None
+        if first and item.kind == "branch" and plain(first.inside, first.seq) == plain(item.inside, item.seq):
             groups[-1].append(item)
         else:
             groups.append([item])

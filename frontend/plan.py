@@ -27,7 +27,7 @@ from ramet.frontend.host import choose_backend
 from ramet.frontend.ir import Event
 from ramet.frontend.options import hint
 from ramet.frontend.parameters import text_of
-from ramet.frontend.plan_file import read, written
+from ramet.frontend.plan_file import Kept, read, written
 from ramet.frontend.plan_run import PlanRun
 from ramet.frontend.planned import Break, Document, Parameter, Return
 from ramet.frontend.rebuilt import check_reads, rebuilt
@@ -112,8 +112,21 @@ class Plan:
         that has graph breaks.
         """
         names = {parameter.name for parameter in self.params}
-        options: dict[str, Any] = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs.keys() - names}
-        return self._run(args, kwargs, options)
+        options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs.keys() - names}
+        return self._run(args, kwargs, self._options(options))
+
+    def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of runs, checked as a program's are."""
+        from ramet.frontend.program import _run_options
+
+        unknown = next((name for name in options if name not in _OPTIONS), None)
+        if unknown is not None:
+            raise ConstraintError(
+                f"{unknown}={options[unknown]!r:.80}: is no option of a plan, whose sampling is compiled in; "
+                f"{hint(unknown, _OPTIONS)}",
+                where=user_line(),
+            )
+        return _run_options(options, user_line())
 
     def _run(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -194,13 +207,15 @@ class Plan:
         where = user_line()
         if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
             raise ConstraintError(f"rows={rows!r:.80}: must be a list with one row per run", where=where)
+        chosen = self._options(options)
         prepared = [self._row(index, row) for index, row in enumerate(rows)]
-        seed = options.get("seed", self._settings.get("seed"))
+        seed = chosen.get("seed", self._settings.get("seed"))
 
         def starters() -> Iterator[Callable[[], Any]]:
             for index, (args, kwargs) in enumerate(prepared):
-                chosen = options if seed is None else {**options, "seed": _row_seed(seed, index)}
-                yield partial(self._run, args, kwargs, chosen)
+                yield partial(
+                    self._run, args, kwargs, chosen if seed is None else {**chosen, "seed": _row_seed(seed, index)}
+                )
 
         return Batch(self.name, starters(), concurrency, on_error, progress, where)
 
@@ -297,9 +312,11 @@ class Plan:
         return self._raw
 
     def dumps(self) -> bytes:
-        """It as JSON: data alone, with a version and a digest."""
+        """It as JSON: data alone, with a version and a digest; of the program's settings `seed` and `timeout`. Raises
+        `PlanError`."""
+        kept = Kept(self._settings.get("seed"), self._settings.get("timeout"))
         with self._lock:
-            return written(self.document, self.observed)
+            return written(self.document, self.observed, kept)
 
     def save(self, path: str | Path) -> None:
         """Write it to a file."""
@@ -308,8 +325,8 @@ class Plan:
     @classmethod
     def loads(cls, raw: bytes | str) -> Plan:
         """A plan from JSON. Raises `PlanError` for what is none, was changed, or is of another version."""
-        document, observed = read(raw.encode() if isinstance(raw, str) else raw)
-        return cls(Compiled(document), observed=observed)
+        document, observed, kept = read(raw.encode() if isinstance(raw, str) else raw)
+        return cls(Compiled(document), observed=observed, settings=msgspec.structs.asdict(kept))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -39,9 +39,17 @@ MOST_NODES = 1 << 16
 MOST_PATH = 1 << 20  # steps of all paths together, when each is counted by itself
 
 
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings of the program that its plan's runs have, unless they name others."""
+
+    seed: int | None = None
+    timeout: float | None = None
+
+
 class _Content(msgspec.Struct, forbid_unknown_fields=True):
     plan: Document
     observed: Observed
+    settings: Kept = Kept()
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,24 +59,34 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     content: Any
 
 
-def written(document: Document, observed: Observed) -> bytes:
-    """The file's bytes."""
-    content = msgspec.to_builtins(_Content(document, observed), str_keys=True)
-    return msgspec.json.encode(_File(FORMAT, version(), _digest(content), content))
+def written(document: Document, observed: Observed, kept: Kept | None = None) -> bytes:
+    """The file's bytes. Raises `PlanError` for a text that JSON cannot hold."""
+    content = msgspec.to_builtins(_Content(document, observed, kept or Kept()), str_keys=True)
+    try:
+        return msgspec.json.encode(_File(FORMAT, version(), _digest(content), content))
+    except UnicodeEncodeError as error:
+        raise PlanError(f"a text has a lone surrogate, {error.object[error.start]!a}: no file can hold it") from None
 
 
-def read(raw: bytes) -> tuple[Document, Observed]:
+def read(raw: bytes) -> tuple[Document, Observed, Kept]:
     """What a file holds. Raises `PlanError`."""
     if len(raw) > MOST_BYTES:
         raise PlanError(f"the plan has {len(raw)} bytes: at most {MOST_BYTES}")
     try:
-        return from_data(msgspec.json.decode(raw))
+        content = _content(msgspec.json.decode(raw), MOST_PATH)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanError(f"this is no saved plan: {error}") from None
+    return content.plan, content.observed, content.settings
 
 
 def from_data(data: object, most: int = MOST_PATH) -> tuple[Document, Observed]:
-    """What the JSON value of a file holds; `most` limits the steps of all its paths together. Raises `PlanError`."""
+    """What the JSON value of a file holds, without settings; `most` limits the steps of all its paths together. Raises
+    `PlanError`."""
+    content = _content(data, most)
+    return content.plan, content.observed
+
+
+def _content(data: object, most: int) -> _Content:
     try:
         file = msgspec.convert(data, _File)
     except (msgspec.ValidationError, RecursionError) as error:
@@ -84,7 +102,7 @@ def from_data(data: object, most: int = MOST_PATH) -> tuple[Document, Observed]:
     except (msgspec.ValidationError, RecursionError, TypeError) as error:
         raise PlanError(f"content: {error}") from None
     check(content.plan, most)
-    return content.plan, content.observed
+    return content
 
 
 def version() -> str:

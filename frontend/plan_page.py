@@ -16,6 +16,7 @@ from ramet.frontend.planned import Document
 from ramet.frontend.walk import Lengths
 
 MOST = 24  # branches or outcomes that are drawn next to each other
+DEEP = 50  # decisions and forks that are drawn inside each other
 STYLE = """
 .ramet-plan{font:14px/1.5 system-ui,sans-serif;color:inherit;max-width:72rem}
 .ramet-plan h1{font-size:1.15rem;margin:0 0 .1rem;font-weight:650}.ramet-plan p{margin:.1rem 0 .7rem;opacity:.75}
@@ -66,24 +67,26 @@ def fragment(document: Document, lengths: Lengths, found: Sequence[Diagnostic]) 
     )
 
 
-def _items(items: Sequence[Item]) -> str:
-    return "".join(_group(group) for group in grouped(items))
+def _items(items: Sequence[Item], depth: int = 0) -> str:
+    if depth > DEEP:
+        return "<p>and so on: a page goes no deeper, the plan's show() does</p>"
+    return "".join(_group(group, depth) for group in grouped(items))
 
 
-def _group(group: Sequence[Item]) -> str:
+def _group(group: Sequence[Item], depth: int) -> str:
     item = group[0]
     if item.kind in ("branch", "outcome"):
         label = named(group) if item.kind == "branch" else item.label
-        return f"<details open><summary>{html.escape(label)}</summary>{_items(item.inside)}</details>"
-    return _item(item) + (_row(item.inside) if item.inside else "")
+        return f"<details open><summary>{html.escape(label)}</summary>{_items(item.inside, depth + 1)}</details>"
+    return _item(item) + (_row(item.inside, depth) if item.inside else "")
 
 
-def _row(items: Sequence[Item]) -> str:
+def _row(items: Sequence[Item], depth: int) -> str:
     """Branches or outcomes, side by side."""
     groups = grouped(items)
     more = f"<details><summary>{len(groups) - MOST} more</summary>" if len(groups) > MOST else ""
-    shown = "".join(_group(group) for group in groups[:MOST])
-    rest = f"{more}{''.join(_group(group) for group in groups[MOST:])}</details>" if more else ""
+    shown = "".join(_group(group, depth) for group in groups[:MOST])
+    rest = f"{more}{''.join(_group(group, depth) for group in groups[MOST:])}</details>" if more else ""
     return f"<div class='row'>{shown}{rest}</div>"
 
 

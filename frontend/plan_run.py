@@ -141,6 +141,7 @@ class PlanRun(Generic[R]):
                 self._session.cancel()
             except ProgramError:  # the backend is gone: no event will tell
                 complete(self._outcome, None, cause)
+                self._bell.ring()
 
     # --- reading ---
 

@@ -52,11 +52,20 @@ def _text(value: str, trace: Trace) -> Returned:
         trace.stop("returns", f"the body returns a text that it computes from {trace.probe.names(text)}")
 
 
+def _plain(kind: type[Any]) -> bool:
+    """It is made by the constructor that `dataclass` writes: from its fields alone."""
+    code = getattr(kind.__init__, "__code__", None)
+    names = {name for each in kind.__mro__[:-1] for name in vars(each)}
+    return code is not None and code.co_filename == "<string>" and "__new__" not in names
+
+
 def _record(value: Any, trace: Trace, types: Types) -> Returned:
     kind = type(value)
     fields = dataclasses.fields(value)
-    if hasattr(value, "__post_init__") or not all(field.init for field in fields):
+    if hasattr(value, "__post_init__") or not _plain(kind) or not all(field.init for field in fields):
         trace.stop("returns", f"the body returns a {kind.__name__}, which computes its own fields")
+    if not getattr(value, "__dict__", {}).keys() <= {field.name for field in fields}:
+        trace.stop("returns", f"the body returns a {kind.__name__} with more than its fields")
     name = f"{kind.__module__}.{kind.__qualname__}"
     if types.setdefault(name, kind) is not kind:
         trace.stop("returns", f"the body returns objects of two types named {kind.__name__}")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from ramet.frontend.ir import ROOT, Fork, Gen, Join, Ref, Role, Select
+from ramet.frontend.lineage import variable
 from ramet.frontend.planned import Decision, Document, Param, Part, Step, Use
 
 _RATIO = 0.25  # tokens per character, before anything was observed
@@ -59,7 +60,7 @@ class Lengths(msgspec.Struct, kw_only=True):
 class Totals(msgspec.Struct):
     """Of one path. `resident`: tokens that are computed once each; `width`: calls at a time."""
 
-    calls: int = 0
+    calls: float = 0.0
     prompt: float = 0.0
     shared: float = 0.0
     generated: float = 0.0
@@ -71,8 +72,7 @@ class Totals(msgspec.Struct):
 
 def site_of(step: Step) -> str:
     """The call site: the line, and the variable where it has a name."""
-    var = getattr(step.op, "var", "")
-    return f"{step.where} {'' if var.startswith('_') else var}"
+    return f"{step.where} {variable(step)}"
 
 
 class Walk:
@@ -154,8 +154,7 @@ class Walk:
             totals.generated_max = None if most is None or totals.generated_max is None else totals.generated_max + most
             taken = max(made, 1.0)
         else:
-            longest = max((len(choice) for choice in op.choices), default=0)
-            chars = float(self._known_chars.get(op.id, longest))
+            chars = float(self._known_chars.get(op.id, self._longest(step, op)))
             made, taken = chars * self._lengths.ratio(), 1.0
         self._chars[seq] += chars
         totals.resident += made
@@ -163,6 +162,15 @@ class Walk:
         self._time[seq] = begin + taken
         self._spans.append((begin, begin + taken))
         self._values[op.id] = (chars, begin + taken)
+
+    def _longest(self, step: Step, op: Select) -> float:
+        """Characters of the longest choice; those that are made of arguments and values stand in `step`."""
+        said = [sum(self._part(part, op.seq) for part in choice) for choice in step.choices]
+        return max(said or map(len, op.choices), default=0.0)
+
+    def written(self, op: str) -> float:
+        """Characters of the value of an operation that was taken."""
+        return self._values[op][0]
 
     @property
     def bases(self) -> Mapping[str, float]:
