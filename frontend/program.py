@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec,
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.batch import Batch, lazily
 from ramet.frontend.callers import caller
-from ramet.frontend.errors import ConstraintError
+from ramet.frontend.errors import ConstraintError, StateError
 from ramet.frontend.host import check_backend, choose_backend
 from ramet.frontend.options import SAMPLING, check_timeout, checked, hint
 from ramet.frontend.run import Run, Setting, start
@@ -44,8 +44,11 @@ class Program(Generic[P, R]):
         self._bound: dict[str, Any] = {}
         self._instance: tuple[object, ...] = ()
         self._signature, self._state_index = _parse(fn, where)
-        self._is_async = inspect.iscoroutinefunction(fn)
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise ConstraintError(f"{_name_of(fn)}: yields, and nobody would run it; return what it makes", where=where)
+        self._is_async = any(map(inspect.iscoroutinefunction, (fn, inspect.unwrap(fn), type(fn).__call__)))
         functools.update_wrapper(self, fn)
+        self.__name__ = _name_of(fn)
         self.__signature__ = self._signature
 
     # --- running ---
@@ -102,7 +105,11 @@ class Program(Generic[P, R]):
             setting = recorded(self.__name__, self._fn, arguments, setting, merged)
 
         def body(state: State) -> Any:
-            return self._fn(*self._instance, state, *arguments.args, **arguments.kwargs)
+            value = self._fn(*self._instance, state, *arguments.args, **arguments.kwargs)
+            if inspect.iscoroutine(value) and not self._is_async:
+                value.close()
+                raise StateError("the body gave a coroutine, which nobody would run: make the program `async def`")
+            return value
 
         return start(self.__name__, body, self._is_async, setting)
 
@@ -260,32 +267,50 @@ def _parse(fn: Callable[..., Any], where: str) -> tuple[inspect.Signature, int]:
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     ):
-        name = getattr(fn, "__name__", repr(fn))
+        name = _name_of(fn)
         raise ConstraintError(f"{name}: the first parameter of a program is its state: def {name}(s, ...)", where=where)
     return inspect.Signature(parameters[index + 1 :]), index
+
+
+def _name_of(fn: Callable[..., Any]) -> str:
+    """Of a function, or of what stands for one: a `functools.partial`, an object that can be called."""
+    inner = fn.func if isinstance(fn, functools.partial) else fn
+    return str(getattr(inner, "__name__", type(inner).__name__))
 
 
 def _is_state(parameter: inspect.Parameter) -> bool:
     note = parameter.annotation
     named = note if isinstance(note, str) else getattr(note, "__name__", "")
-    return named.split(".")[-1] == "State" or parameter.name in _STATE_NAMES
+    return named.split(".")[-1] == "State" or (parameter.name in _STATE_NAMES and note is parameter.empty)
+
+
+def _rest(arguments: inspect.BoundArguments) -> tuple[Any, ...]:
+    """What goes to `*rest`."""
+    kinds = {parameter.kind: name for name, parameter in arguments.signature.parameters.items()}
+    return tuple(arguments.arguments.get(kinds.get(inspect.Parameter.VAR_POSITIONAL, ""), ()))
 
 
 def _positional(arguments: inspect.BoundArguments) -> tuple[Any, ...]:
-    return tuple(
-        item
-        for name, value in arguments.arguments.items()
-        for kind in [arguments.signature.parameters[name].kind]
-        if kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-        for item in (value if kind is inspect.Parameter.VAR_POSITIONAL else (value,))
-    )
+    """In the signature's order: those that have no names and, where something goes to `*rest`, all before it."""
+    found: list[Any] = []
+    rest = _rest(arguments)
+    for name, parameter in arguments.signature.parameters.items():
+        named = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        if parameter.kind is not inspect.Parameter.POSITIONAL_ONLY and not (named and rest):
+            continue
+        value = arguments.arguments.get(name, parameter.default)
+        if value is parameter.empty:
+            return tuple(found)  # it is missing: so says the signature
+        found.append(value)
+    return (*found, *rest)
 
 
 def _keywords(arguments: inspect.BoundArguments) -> dict[str, Any]:
     out: dict[str, Any] = {}
+    rest = _rest(arguments)
     for name, value in arguments.arguments.items():
         kind = arguments.signature.parameters[name].kind
-        if kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
+        if kind is inspect.Parameter.KEYWORD_ONLY or (kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and not rest):
             out[name] = value
         elif kind is inspect.Parameter.VAR_KEYWORD:
             out.update(value)

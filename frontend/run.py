@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -364,9 +365,7 @@ def _drive(execution: Execution, state: State, fn: Callable[[State], Any]) -> No
         execution.body_returned(value)
 
 
-def _start_task(
-    execution: Execution, state: State, fn: Callable[[State], Awaitable[Any]], context: contextvars.Context
-) -> None:
+def _start_task(execution: Execution, state: State, fn: Callable[[State], Any], context: contextvars.Context) -> None:
     here = running_loop()
     loop = execution.loop = here if here is not None else HOST.loop()
 
@@ -386,11 +385,13 @@ def _start_task(
         loop.call_soon_threadsafe(begin)
 
 
-async def _drive_async(execution: Execution, state: State, fn: Callable[[State], Awaitable[Any]]) -> None:
+async def _drive_async(execution: Execution, state: State, fn: Callable[[State], Any]) -> None:
     execution.record.actor = actor()
     inside_async_body.set(True)
     try:
-        value = await fn(state)
+        value = fn(state)
+        if inspect.isawaitable(value):  # what wraps a body may have run it
+            value = await value
     except BaseException as error:
         execution.body_raised(error)
         if isinstance(error, GeneratorExit | KeyboardInterrupt | SystemExit):

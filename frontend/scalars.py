@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import date, datetime, time
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 Read = Callable[[Any, str], Any]  # a JSON value and where it stands ("/cities/0/name") → the value
@@ -39,6 +39,11 @@ class Shape(NamedTuple):
 
     schema: dict[str, Any]
     read: Read
+
+
+def no_number(name: str) -> NoReturn:
+    """NaN and infinities, which JSON does not have; a `parse_constant` of `json.loads`. Raises `ValueError`."""
+    raise ValueError(f"{name} is no JSON")
 
 
 def expect(kind: Any, name: str, value: Any, at: str) -> Any:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import enum
+import inspect
 import types
 import typing
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from ramet.frontend.bounds import Bounds
@@ -100,7 +101,8 @@ class _Builder:
         if origin in _SETS or origin is frozenset:
             return self._array(args[0] if args else Any, frozenset if origin is frozenset else set)
         if origin is tuple:
-            return self._tuple(args)
+            empty = isinstance(type_, types.GenericAlias)  # tuple[()], which has as few arguments as a bare tuple
+            return self._tuple(args) if args or empty else self._array(Any, tuple)
         if origin in _DICTS:
             return self._dict(args)
         if isinstance(type_, type):
@@ -113,6 +115,8 @@ class _Builder:
         if dataclasses.is_dataclass(type_):
             hints = _hints(type_)
             fields = [Field(f.name, hints[f.name], _required(f)) for f in dataclasses.fields(type_) if f.init]
+            if wants := _unfilled(type_, {field.name for field in fields}):
+                raise Unsupported(f"{shown(type_)} is made with {wants!r}, which is no field: a text has none for it")
             return self._record(type_, fields, type_)
         if is_typed_dict(type_):
             return self._record(type_, _entries(type_), dict)
@@ -173,8 +177,8 @@ class _Builder:
         return Shape({"type": "array", **({"items": schema} if schema else {})}, read)
 
     def _tuple(self, args: tuple[Any, ...]) -> Shape:
-        if not args or args[-1] is Ellipsis:
-            return self._array(args[0] if args else Any, tuple)
+        if args[-1:] == (Ellipsis,):
+            return self._array(args[0], tuple)
         shapes = [self.shape(arg) for arg in args if arg != ()]
 
         def read(value: Any, at: str) -> Any:
@@ -185,6 +189,8 @@ class _Builder:
                 shape.read(each, f"{at}/{k}") for k, (shape, each) in enumerate(zip(shapes, items, strict=True))
             )
 
+        if not shapes:
+            return Shape({"type": "array", "maxItems": 0}, read)
         schema = {"type": "array", "prefixItems": [s.schema for s in shapes], "items": False, "minItems": len(shapes)}
         return Shape(schema, read)
 
@@ -200,6 +206,16 @@ class _Builder:
             return {read_key(k, f"{at}/{k}"): read_item(each, f"{at}/{k}") for k, each in table.items()}
 
         return Shape({"type": "object", "additionalProperties": schema or True}, read)
+
+
+def _unfilled(type_: type, fields: Collection[str]) -> str:
+    """What its constructor cannot do without, beside its fields (an `InitVar`); "" where there is nothing."""
+    try:
+        wanted = inspect.signature(type_).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return next((p.name for p in wanted if p.default is p.empty and p.kind in named and p.name not in fields), "")
 
 
 def _record_reader(
@@ -226,14 +242,21 @@ def _one_of(pairs: Sequence[tuple[Any, Any]], type_: Any) -> Shape:
     """Finitely many values: what stands for each in JSON, and the value."""
     if not pairs:
         raise Unsupported(f"{shown(type_)} has no values")
+    if any(_same(key, other) for k, (key, _) in enumerate(pairs) for other, _ in pairs[:k]):
+        raise Unsupported(f"{shown(type_)}: two of its values are the same JSON")
 
     def read(value: Any, at: str) -> Any:
         for key, found in pairs:
-            if type(key) is type(value) and key == value:  # 1 is not True
+            if _same(key, value):
                 return found
         raise Mismatch(at, f"expected one of {', '.join(repr(key) for key, _ in pairs)}, got {short(value)}")
 
     return Shape({"enum": [key for key, _ in pairs]}, read)
+
+
+def _same(key: Any, value: Any) -> bool:
+    """The same JSON: 1 is not True, and 1.0 may be written as 1."""
+    return isinstance(key, bool) is isinstance(value, bool) and bool(key == value)
 
 
 def _literal(value: Any, type_: Any) -> tuple[Any, Any]:

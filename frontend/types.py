@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from ramet.frontend.errors import ConstraintError
 from ramet.frontend.ir import SELECT_METHODS, SelectMethod
-from ramet.frontend.scalars import Read, Written
-from ramet.frontend.shapes import NeedsPydantic, Unsupported, shape_of, shown
+from ramet.frontend.scalars import Read, Written, no_number
+from ramet.frontend.shapes import NeedsPydantic, Unsupported, enum_value, shape_of, shown
 
 _MOST_DIGITS = 19
 
@@ -60,9 +60,7 @@ def finite(type_: Any, where: str) -> dict[str, Any] | None:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, enum.Enum):
-        return str(value.value) if isinstance(value.value, str | int) else value.name
-    return str(value)
+    return str(enum_value(value)) if isinstance(value, enum.Enum) else str(value)
 
 
 def _distinct(pairs: Sequence[tuple[str, Any]], type_: Any, where: str) -> dict[str, Any]:
@@ -101,7 +99,7 @@ def _of_pydantic(type_: Any, where: str) -> JsonType:
 def _reader(read: Read) -> Callable[[str], Any]:
     def whole(text: str) -> Any:
         try:
-            value = json.loads(text, parse_float=Written.read)
+            value = json.loads(text, parse_float=Written.read, parse_constant=no_number)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
         return read(value, "")

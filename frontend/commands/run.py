@@ -74,7 +74,7 @@ def run(options: Options, early: Early | None = None) -> int:
         if error.__cause__ is not None:
             write(sys.stderr, users_traceback(error.__cause__))
         raise
-    except RametError:
+    except (RametError, BrokenPipeError):  # nobody reads on: the command ends as others do
         raise
     except Exception as error:  # noqa: BLE001 (the user's file and program: their errors are theirs to read)
         write(sys.stderr, users_traceback(error))
