@@ -169,11 +169,11 @@ def _ended(slot: Run[Any] | BaseException | None) -> bool:
     return isinstance(slot, BaseException) or (slot is not None and slot.done)
 
 
-def check_concurrency(concurrency: int | None, where: str) -> int:
+def check_concurrency(concurrency: int | None, where: str, name: str = "concurrency") -> int:
     """The number of rows that run at a time, or `ConstraintError`."""
     limit = CONCURRENCY if concurrency is None else concurrency
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise ConstraintError(f"concurrency={concurrency!r}: must be a positive integer", where=where)
+        raise ConstraintError(f"{name}={concurrency!r}: must be a positive integer", where=where)
     return limit
 
 

@@ -183,3 +183,17 @@ class Core:
         """Go on on `seq`; the sequence so far is closed."""
         old, self.seq = self.seq, seq
         self.execution.close(old, "was left: its state goes on from another branch")
+
+
+class Watched(Core):
+    """A core for whoever only reads: all that it knows, at any time, and nothing can be recorded on it."""
+
+    def __init__(self, core: Core) -> None:
+        self.__dict__ = core.__dict__
+
+    def __del__(self) -> None:
+        """The core itself gives up what it holds."""
+
+    def check(self, where: str) -> None:
+        """Raise: only the body records."""
+        raise StateError("a Run is for reading; operations are recorded by the body on its own state", where=where)

@@ -12,7 +12,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from ramet.frontend.backends.base import Backend
-from ramet.frontend.batch import Batch, lazily
+from ramet.frontend.batch import Batch, check_concurrency, lazily
 from ramet.frontend.callers import caller
 from ramet.frontend.errors import ConstraintError, StateError
 from ramet.frontend.host import check_backend, choose_backend
@@ -150,7 +150,7 @@ class Program(Generic[P, R]):
         """SGLang's batch: the finished runs in row order; a row that failed raises where it is read.
         `generator_style` takes rows and gives runs lazily. `num_threads` bounds how many run at a time."""
         where = user_line()
-        concurrency = None if num_threads == "auto" else num_threads
+        concurrency = None if num_threads == "auto" else check_concurrency(num_threads, where, "num_threads")
         chosen = _run_options(options, where)
         if generator_style:
             starters = self._starters((self._row(i, row, where) for i, row in enumerate(rows)), chosen)

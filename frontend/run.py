@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ramet.frontend.backends.base import Backend
 from ramet.frontend.callers import caller, enter_body
-from ramet.frontend.core import Core
-from ramet.frontend.errors import Aborted, ConstraintError, ProgramTimeout, StateError
+from ramet.frontend.core import Core, Watched
+from ramet.frontend.errors import Aborted, ConstraintError, ProgramTimeout
 from ramet.frontend.execution import Execution
 from ramet.frontend.host import HOST, enter_backend, inside_async_body
 from ramet.frontend.ir import Event, Header, Usage
@@ -47,11 +47,8 @@ class Run(State, Generic[R]):
     """
 
     def __init__(self, core: Core) -> None:
-        super().__init__(core)
+        super().__init__(Watched(core))
         self._run = core.execution
-
-    def _append(self, piece: Any, where: str) -> None:
-        raise StateError("a Run is for reading; operations are recorded by the body on its own state", where=where)
 
     # --- the result ---
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
-from ramet.frontend.errors import ProgramTimeout, StateError
+from ramet.frontend.errors import ConstraintError, ProgramTimeout, StateError
 from ramet.frontend.host import inside_async_body
 from ramet.frontend.where import user_line
 
@@ -36,8 +36,15 @@ def refuse_blocking(body_loop: asyncio.AbstractEventLoop | None, what: str) -> N
         )
 
 
+def _check(timeout: float | None) -> None:
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and 0 <= timeout <= threading.TIMEOUT_MAX):
+        raise ConstraintError(f"timeout={timeout!r}: must be a number of seconds, 0 or more", where=user_line())
+
+
 def wait(future: Future[T], timeout: float | None, what: str) -> None:
     """Wait in this thread until `future` is done. Raises `ProgramTimeout` after `timeout` seconds."""
+    _check(timeout)
     done = threading.Event()
     future.add_done_callback(lambda _: done.set())
     if not done.wait(timeout):
@@ -46,6 +53,7 @@ def wait(future: Future[T], timeout: float | None, what: str) -> None:
 
 async def wait_async(future: Future[T], timeout: float | None, what: str) -> None:
     """Wait in this event loop until `future` is done; a cancelled waiter leaves the future alone."""
+    _check(timeout)
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
     future.add_done_callback(lambda _: _wake(loop, waiter))

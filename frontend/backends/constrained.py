@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ramet.frontend.errors import ConstraintError
 from ramet.frontend.ir import Calls, Choices, Constraint, Gen, Grammar, JsonSchema, Meta, Regex, Structure
+from ramet.frontend.scalars import no_number
 
 Kind = Literal["ramet", "sglang", ""]  # whose server it is; "": another, which is taken to speak as vLLM's does
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
@@ -113,7 +114,7 @@ def broken(constraint: Constraint | None, text: str, meta: Meta, *, patterns: bo
             return f"does not match {named(constraint)}"
         case JsonSchema():
             try:
-                json.loads(text)
+                json.loads(text, parse_constant=no_number)
             except (ValueError, RecursionError) as error:
                 return f"is no JSON, as {named(constraint)} asks for: {error}"
     return ""

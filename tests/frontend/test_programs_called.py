@@ -202,3 +202,64 @@ def test_floats_of_an_engine() -> None:
             except rt.TruncatedError:
                 continue
             assert all(isinstance(each, Level) for each in found)
+
+
+# --- a run is for reading ---
+
+
+def tell(question: str) -> str:
+    """A tool."""
+    return question
+
+
+RECORDERS: dict[str, Callable[[Any], Any]] = {
+    "append": lambda r: r.__iadd__("x"),
+    "gen": lambda r: r.gen(name="z"),
+    "samples": lambda r: r.gen(n=2),
+    "select": lambda r: r.select(["a", "b"]),
+    "reply": lambda r: r.reply(),
+    "fork": lambda r: r.fork(2),
+    "copy": lambda r: r.copy(),
+    "set": lambda r: r.set_var("q", 1),
+    "role": lambda r: r.role("user"),
+    "user": lambda r: r.user("hi"),
+    "call": lambda r: r.call(len, "x"),
+    "tools": lambda r: r.tools([tell]),
+    "scope": lambda r: r.var_scope("v").__enter__(),
+    "adopt": lambda r: r.adopt(r),
+}
+
+
+@pytest.mark.parametrize("how", RECORDERS)
+def test_nobody_but_the_body_records(how: str) -> None:
+    @rt.function
+    def body(s: rt.State) -> str:
+        s += "x"
+        return s.gen(name="a").get()
+
+    mock = rt.Mock({"a": rt.Mock.PENDING, "*": "other"})
+    run = body.using(backend=mock)()
+    with pytest.raises(rt.StateError, match="a Run is for reading"):
+        RECORDERS[how](run)
+    mock.release("a", "done")
+    assert run.result(WAIT) == "done"
+    assert run.text() == "xdone" and "q" not in run and run["a"] == "done"
+
+
+def test_limits_of_waits_are_checked() -> None:
+    @rt.function
+    def body(s: rt.State) -> Any:
+        s += "x"
+        return s.gen(name="a")
+
+    run = body.using(backend=rt.Mock({"a": rt.Mock.PENDING}))()
+    for timeout in ("x", -1, True, float("inf"), float("nan")):
+        with pytest.raises(rt.ConstraintError, match="timeout="):
+            run.value("a").get(timeout)
+        with pytest.raises(rt.ConstraintError, match="timeout="):
+            run.result(timeout)
+    with pytest.raises(rt.ProgramTimeout):
+        run.result(0)
+    run.cancel()
+    with pytest.raises(rt.ConstraintError, match="num_threads=0"):
+        body.using(backend=rt.Mock("x")).run_batch([()], num_threads=0)
