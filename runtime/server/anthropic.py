@@ -20,6 +20,7 @@ from ramet.runtime.server.constraints import FIELDS, constraint_of, jump_of
 from ramet.runtime.server.dialect import DialectRoute, chat_of
 from ramet.runtime.server.failures import Failure, bad, unsupported
 from ramet.runtime.server.metrics import Metrics
+from ramet.runtime.server.nested import ANTHROPIC
 from ramet.runtime.server.sampling import length_of, refuse_unoffered, sampling_of
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
@@ -28,7 +29,7 @@ from ramet.runtime.server.status import check_model
 from ramet.runtime.server.toolcalls import anthropic_offer
 from ramet.runtime.server.toolhistory import Ledger, Told, encoded
 from ramet.runtime.server.vendor_errors import ANTHROPIC_FAILURES, anthropic_error
-from ramet.runtime.server.wire import Batches, Body, Event, attended, caller_of, noted, reply, sse
+from ramet.runtime.server.wire import SSE, Batches, Body, Event, attended, caller_of, noted, reply, sse
 
 Who = Depends(caller_of)
 # Fields that change nothing here: accounts, hints of caching and of effort.
@@ -46,8 +47,6 @@ _THOUGHTS = ("thinking", "redacted_thinking")  # of earlier turns: models are no
 class Block(Body):
     """A part of a message. Text, uses of tools and their results are read; the rest is refused."""
 
-    model_config = ConfigDict(strict=True)
-
     type: str = Field(examples=["text"])
     text: str | None = None
     id: str | None = None
@@ -61,8 +60,6 @@ class Block(Body):
 class Turn(Body):
     """A message. A `system` message may stand anywhere; a last message of the assistant is continued."""
 
-    model_config = ConfigDict(strict=True)
-
     role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
@@ -71,7 +68,6 @@ class Counted(Body):
     """What is counted: everything that the model reads."""
 
     model_config = ConfigDict(
-        strict=True,
         json_schema_extra={"example": {"model": "default", "messages": [{"role": "user", "content": "Hello"}]}},
     )
 
@@ -111,7 +107,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     routes = APIRouter(route_class=DialectRoute, tags=["anthropic"], responses=ANTHROPIC_FAILURES)
     manner = Manner.of(service.template)
 
-    @routes.post("/v1/messages")
+    @routes.post("/v1/messages", responses=SSE)
     async def messages(body: MessagesRequest, request: Request, caller: Caller = Who) -> Response:
         """Answer a conversation."""
         notes = _checked(body, manner, service, settings)
@@ -144,7 +140,7 @@ def _checked(body: Counted, manner: Manner, service: Service, settings: Settings
     for name, why in _REFUSED.items():
         if extra.get(name):
             raise unsupported(name, f"`{name}` is not supported: {why}; leave it out")
-    notes = noted(body, settings, ignored=_NO_EFFECT | FIELDS)
+    notes = noted(body, settings, ignored=_NO_EFFECT | FIELDS, inside=ANTHROPIC)
     if (body.thinking or {}).get("type", "disabled") != "disabled" and manner.thinking is None:
         notes += ("`thinking` has no effect: the model answers without it",)
     return notes

@@ -22,10 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ramet.runtime.server import docs
 from ramet.runtime.server.call import Caller
-from ramet.runtime.server.failures import Failure, bad, of
-from ramet.runtime.server.guard import Guard
+from ramet.runtime.server.failures import Failure, of
+from ramet.runtime.server.guard import PAGE, Guard
 from ramet.runtime.server.idempotency import Idempotency
 from ramet.runtime.server.idempotency_records import Bounds
+from ramet.runtime.server.invalid import sentence
 from ramet.runtime.server.logs import Access
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.service import Service
@@ -33,6 +34,11 @@ from ramet.runtime.server.settings import Settings
 from ramet.runtime.server.vendor_errors import refusal
 
 Router = Callable[[Service, Settings, Metrics], APIRouter]
+PAGES = ("/docs", PAGE)
+EXPOSED = (  # headers of answers that pages of other origins may read
+    *("X-Request-Id", "request-id", "X-Ramet-Warnings", "Idempotent-Replayed"),
+    *("Retry-After", "retry-after-ms"),
+)
 
 
 def create_app(service: Service, settings: Settings, metrics: Metrics, routers: Sequence[Router]) -> ASGIApp:
@@ -44,6 +50,7 @@ def create_app(service: Service, settings: Settings, metrics: Metrics, routers: 
         docs_url=None,  # its pages come from elsewhere
         redoc_url=None,
         openapi_url=None,  # FastAPI would describe it on the event loop, where all streams stand still meanwhile
+        redirect_slashes=False,  # the addresses would be wrong behind a proxy that strips a prefix
         generate_unique_id_function=_operation,
     )
     app.add_route("/docs", docs.page, include_in_schema=False)
@@ -54,10 +61,26 @@ def create_app(service: Service, settings: Settings, metrics: Metrics, routers: 
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unforeseen)
-    whole: ASGIApp = Guard(Idempotency(_heads(app), Bounds(settings.idempotency_seconds)), settings)
+    answering = _heads(_unslashed(app))
+    whole: ASGIApp = Guard(Idempotency(answering, Bounds(settings.idempotency_seconds)), settings)
     if settings.cors_origin:
-        whole = CORSMiddleware(whole, allow_origins=settings.cors_origin, allow_methods=["*"], allow_headers=["*"])
+        origins, every = settings.cors_origin, ["*"]
+        whole = CORSMiddleware(
+            whole, allow_origins=origins, allow_methods=every, allow_headers=every, expose_headers=EXPOSED
+        )
     return Access(whole)
+
+
+def _unslashed(app: ASGIApp) -> ASGIApp:
+    """`app`, for which a slash at the end of a path is none, but for pages: what they load is named beside them."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        bare = str(scope.get("path", ""))[:-1]
+        if bare and scope["path"][-1] == "/" and bare not in (*PAGES, scope.get("root_path")):
+            scope = {**scope, "path": bare}
+        await app(scope, receive, send)
+
+    return answered
 
 
 def _heads(app: ASGIApp) -> ASGIApp:
@@ -166,41 +189,4 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _refusal(request, sentence(error.errors()))
-
-
-_KINDS = {
-    "missing": "is required",
-    "string_type": "must be a string",
-    "int_type": "must be an integer",
-    "int_parsing": "must be an integer",
-    "int_from_float": "must be an integer",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "list_type": "must be a list",
-    "tuple_type": "must be a list",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
-    "model_attributes_type": "must be an object",
-}
-_NAMES = {str: "a string", bool: "a boolean", int: "an integer", float: "a number", list: "a list", dict: "an object"}
-
-
-def sentence(problems: Sequence[Any]) -> Failure:
-    """400 in plain words, about the first problem that pydantic found (of a union: the one that got furthest)."""
-    nothing: dict[str, Any] = {"loc": (), "type": "", "msg": "is invalid"}
-    problem: dict[str, Any] = max(problems, key=lambda p: len(p["loc"]), default=nothing)
-    where = [part for part in problem["loc"][1:] if not _is_branch(part)]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
-    what = _KINDS.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    got = problem.get("input")
-    if problem["type"] in _KINDS and problem["type"] != "missing":
-        what += f", got {'null' if got is None else _NAMES.get(type(got), 'something else')}"
-    return bad(f"`{field or 'body'}` {what}", param=field or None)
-
-
-def _is_branch(part: object) -> bool:
-    """Whether a step of pydantic's path names a branch of a union rather than a field."""
-    return isinstance(part, str) and (not part.isidentifier() or part in ("str", "int", "float", "bool"))
+    return _refusal(request, sentence(error.errors(), error.body))

@@ -63,7 +63,8 @@ class Call:
     A prompt's completions share everything computed for it: they are the branches of one fork. `sampling.seed` None
     draws a fresh seed, and equal prompts differ: `apart` is set with it, so that each prompt has noise of its own.
     `salt` is added to the caller's cache namespace. `timeout` in seconds. Every completion is held to `constraint`,
-    which the client asked for in `field` of its request; `places` are those of the tools that can be called.
+    which the client asked for in `field` of its request; `places` are those of the tools that can be called. `limit` is
+    the client's name of `sampling.max_tokens`.
     """
 
     prompts: tuple[Prompt, ...]
@@ -79,6 +80,7 @@ class Call:
     jump: ir.Jump = "canonical"
     field: str = ""
     places: tuple[str, ...] = ()
+    limit: str = "max_tokens"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,21 +22,20 @@ from ramet.runtime.server.constraints import constraint_of, jump_of
 from ramet.runtime.server.conversation import ChatMessage, chat_of
 from ramet.runtime.server.failures import bad
 from ramet.runtime.server.metrics import Metrics
-from ramet.runtime.server.sampling import count_of, given, sampling_of
+from ramet.runtime.server.nested import OPENAI
+from ramet.runtime.server.sampling import count_of, given, limit_of, sampling_of
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
 from ramet.runtime.server.speech import Hearing, Manner
 from ramet.runtime.server.status import check_model
 from ramet.runtime.server.toolcalls import chat_offer
-from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply, sse
+from ramet.runtime.server.wire import SSE, Body, StrictRoute, attended, caller_of, noted, reply, sse
 
 Who = Depends(caller_of)
 
 
 class StreamOptions(Body):
     """What a stream says besides its text."""
-
-    model_config = ConfigDict(strict=True)
 
     include_usage: bool | None = Field(default=None, description="a last chunk with the usage of the whole request")
     continuous_usage_stats: bool | None = Field(default=None, description="the usage so far in every chunk")
@@ -47,7 +46,6 @@ class ChatCompletionRequest(Body):
     """A chat completion."""
 
     model_config = ConfigDict(
-        strict=True,
         json_schema_extra={
             "examples": [{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 64}]
         },
@@ -101,10 +99,10 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     fingerprint = f"ramet-{metadata.version('ramet')}"
     manner = Manner.of(service.template)
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", responses=SSE)
     async def chat_completions(body: ChatCompletionRequest, request: Request, caller: Caller = Who) -> Response:
         """Complete a conversation."""
-        notes = noted(body, settings, ignored=forms.silent(body))
+        notes = noted(body, settings, ignored=forms.silent(body), inside=OPENAI)
         if body.stream_options is not None:
             notes += noted(body.stream_options, settings)
         caller = forms.labelled(caller, given(body), service)
@@ -145,10 +143,11 @@ def call_of(
         prompts=(chat,),
         sampling=sampling,
         n=count_of(body.n, "n"),
-        salt=forms.salt_of(body.extra_key or body.cache_salt),
+        salt=forms.salt_of(body.cache_salt, body.extra_key),
         priority=body.priority or 0,
         timeout=forms.seconds_of(body.timeout),
         jump=jump_of(fields),
+        limit=limit_of(fields, "openai"),
         **hearing.held,
     )
     return call, hearing, notes

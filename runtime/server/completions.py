@@ -18,7 +18,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict, Field
 
 from ramet.frontend import ir
-from ramet.runtime.server import raw
+from ramet.runtime.server import forms, raw
 from ramet.runtime.server.call import Answer, Answered, Begun, Call, Caller, Completion, Scoring
 from ramet.runtime.server.constraints import FIELDS, constraint_of, jump_of
 from ramet.runtime.server.failures import bad, unsupported
@@ -28,6 +28,7 @@ from ramet.runtime.server.sampling import (
     count_of,
     given,
     length_of,
+    limit_of,
     refuse_tools,
     refuse_unoffered,
     sampling_of,
@@ -36,12 +37,12 @@ from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
 from ramet.runtime.server.shapes import Choice, Look, prompt_table, usage
 from ramet.runtime.server.status import check_model
-from ramet.runtime.server.wire import Batches, Body, StrictRoute, attended, caller_of, extended, noted, reply, sse
+from ramet.runtime.server.wire import SSE, Batches, Body, StrictRoute, attended, caller_of, extended, noted, reply, sse
 
 Who = Depends(caller_of)
 DEFAULT_LENGTH = 16
 Known = tuple[tuple[int, ...], str]  # of a prompt: its ids, where they are shown; its text, where it is echoed
-_NO_EFFECT = frozenset(("user", "metadata", "store", "service_tier", "request_id", "spaces_between_special_tokens"))
+_NO_EFFECT = frozenset(("user", "metadata", "store", "service_tier", "spaces_between_special_tokens"))
 
 
 class StreamOptions(Body):
@@ -56,8 +57,6 @@ class Completions(Body):
     """A completion, as OpenAI's clients ask for it."""
 
     model_config = ConfigDict(
-        extra="allow",
-        protected_namespaces=(),
         json_schema_extra={"examples": [{"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}]},
     )
     model: str | None = None
@@ -93,6 +92,8 @@ class Completions(Body):
     return_tokens_as_token_ids: bool | None = None
     cache_salt: str | None = None
     extra_key: str | None = Field(default=None, description="SGLang's name of cache_salt")
+    rid: str | None = Field(default=None, description="an id by which the request can be aborted")
+    request_id: str | None = Field(default=None, description="the same")
     priority: int | None = Field(default=None, ge=-(1 << 31), lt=1 << 31)
     timeout: float | None = Field(default=None, gt=0, description="seconds, the time in the queue included")
 
@@ -101,12 +102,13 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     """Routes of this module."""
     routes = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 
-    @routes.post("/v1/completions")
+    @routes.post("/v1/completions", responses=SSE)
     async def completions(body: Completions, request: Request, caller: Caller = Who) -> Response:
         """Go on from a prompt, or from many."""
         notes = noted(body, settings, ignored=FIELDS | UNOFFERED | _NO_EFFECT)
         if body.stream_options is not None:
             notes += noted(body.stream_options, settings)
+        caller = forms.labelled(caller, given(body), service)
         if body.model is not None:
             check_model(service, body.model)
         look = look_of(body)
@@ -196,12 +198,13 @@ async def call_of(body: Completions, service: Service, look: Look) -> Call:
         n=look.best,
         generate=length != 0,
         scoring=Scoring(0, max(scored)) if scored else None,
-        salt=body.extra_key or body.cache_salt or "",
+        salt=forms.salt_of(body.cache_salt, body.extra_key),
         priority=body.priority or 0,
         timeout=body.timeout,
         constraint=None if wanted is None else wanted.constraint,
         jump=jump_of(fields),
         field="" if wanted is None else wanted.field,
+        limit=limit_of(fields, "openai"),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from ramet.frontend import ir
 from ramet.runtime.server.call import Chat, Message
@@ -44,8 +44,6 @@ _OPEN = ("prefix", "partial")  # of other vendors: this message is to be continu
 class Part(Body):
     """A part of a message's content."""
 
-    model_config = ConfigDict(strict=True)
-
     type: str
     text: str | None = None
     refusal: str | None = None
@@ -53,8 +51,6 @@ class Part(Body):
 
 class ChatMessage(Body):
     """A message: text by a role. One of the assistant's may have made calls, one of a tool's answers one of them."""
-
-    model_config = ConfigDict(strict=True)
 
     role: str = Field(description="system, developer, user, assistant or tool", examples=["user"])
     content: str | list[Part] | None = Field(default=None, examples=["Why is the sky blue?"])

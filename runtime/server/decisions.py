@@ -24,6 +24,7 @@ from ramet.runtime.server.call import Caller, Chat, Message
 from ramet.runtime.server.compose import check_size, failure_of
 from ramet.runtime.server.failures import Failure, bad, unsupported
 from ramet.runtime.server.metrics import Metrics
+from ramet.runtime.server.nested import DECISIONS
 from ramet.runtime.server.sampling import given, refuse_constraints
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
@@ -40,16 +41,12 @@ Wording = str | dict[str, Any] | list[Any]  # JSON that is not a string is shown
 class Option(Body):
     """An answer to choose."""
 
-    model_config = ConfigDict(strict=True)
-
     name: str = Field(min_length=1)
     description: Wording | None = None
 
 
 class Choice(Body):
     """Which of the options."""
-
-    model_config = ConfigDict(strict=True)
 
     id: str = Field(min_length=1, max_length=256)
     type: Literal["choice"]
@@ -60,8 +57,6 @@ class Choice(Body):
 class Score(Body):
     """How much, in levels from 0 on, each described."""
 
-    model_config = ConfigDict(strict=True)
-
     id: str = Field(min_length=1, max_length=256)
     type: Literal["score"]
     question: Wording
@@ -70,8 +65,6 @@ class Score(Body):
 
 class YesNo(Body):
     """Whether it is so; `yes` and `no` say what they would mean."""
-
-    model_config = ConfigDict(strict=True)
 
     id: str = Field(min_length=1, max_length=256)
     type: Literal["yes_no"]
@@ -98,7 +91,7 @@ _EXAMPLE: dict[str, Any] = {
 class DecisionRequest(Body):
     """Questions over one input."""
 
-    model_config = ConfigDict(strict=True, json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     input: Wording
     questions: list[Question] = Field(min_length=1, max_length=MAX_QUESTIONS)
@@ -134,7 +127,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     @routes.post("/v1/decisions")
     async def decisions(body: DecisionRequest, request: Request, caller: Caller = Who) -> Response:
         """Answer many questions over one input."""
-        notes = noted(body, settings, ignored=forms.silent(body))
+        notes = noted(body, settings, ignored=forms.silent(body), inside=DECISIONS)
         caller = forms.labelled(caller, given(body), service)
         check_model(service, service.names[0] if body.model is None else body.model)
         _refuse(body)

@@ -14,9 +14,9 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from ramet.frontend.errors import ConstraintError
-from ramet.runtime.server.app import sentence
 from ramet.runtime.server.call import Chat, Message
 from ramet.runtime.server.failures import Failure
+from ramet.runtime.server.invalid import sentence
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.vendor_errors import refusal
 from ramet.runtime.server.wire import StrictRoute, caller_in
@@ -40,7 +40,7 @@ class DialectRoute(StrictRoute):
             except Failure as failure:
                 response = refusal(self.path, failure, caller)
             except RequestValidationError as error:
-                response = refusal(self.path, sentence(error.errors()), caller)
+                response = refusal(self.path, sentence(error.errors(), error.body), caller)
             response.headers["request-id"] = caller.label
             return response
 

@@ -108,11 +108,13 @@ def labelled(caller: Caller, fields: Mapping[str, object], service: Service) -> 
     return replace(caller, label=label)
 
 
-def salt_of(value: str | None) -> str:
-    """A cache salt. Raises `Failure` 400."""
-    if value is not None and not 0 < len(value) <= MAX_SALT:
+def salt_of(salt: str | None, extra: str | None = None) -> str:
+    """The salt of `cache_salt` and SGLang's `extra_key`: both keep apart. Raises `Failure` 400."""
+    if salt is not None and not 0 < len(salt) <= MAX_SALT:
         raise bad(f"`cache_salt` has 1 to {MAX_SALT} characters", "cache_salt")
-    return value or ""
+    if extra is not None and len(extra) > MAX_SALT:
+        raise bad(f"`extra_key` has at most {MAX_SALT} characters", "extra_key")
+    return "\0".join(each for each in (salt, extra) if each)
 
 
 def seconds_of(value: float | None) -> float | None:

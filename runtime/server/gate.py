@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ramet.runtime.server.failures import Failure, late, overloaded, unavailable
 
 LONGEST_WAIT = 60.0  # seconds: the largest Retry-After
+SHORTEST = 0.1  # seconds of work from which a rate is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +48,45 @@ class GateLimits:
             )
 
 
+class Stopwatch:
+    """Counts the seconds between its starts and stops."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._counted = 0.0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Count from now on. Idempotent."""
+        if self._since is None:
+            self._since = self._clock()
+
+    def stop(self) -> None:
+        """Count no more. Idempotent."""
+        self._counted, self._since = self.seconds(), None
+
+    def seconds(self) -> float:
+        """What was counted so far."""
+        return self._counted + (0.0 if self._since is None else self._clock() - self._since)
+
+
 class DrainRate:
     """Completions per second: a time-weighted exponential average with time constant `memory` (seconds), corrected for
-    the time before the first one."""
+    the time before all others. Times are of a clock that began with 0."""
 
     def __init__(self, memory: float = 30.0) -> None:
         self._memory = memory
         self._sum = 0.0
-        self._last = self._first = -1.0
+        self._last = 0.0
 
     def add(self, now: float) -> None:
         """One more completion."""
-        if self._first < 0:
-            self._first = self._last = now
         self._sum = self._sum * math.exp((self._last - now) / self._memory) + 1.0
         self._last = now
 
     def per_second(self, now: float) -> float:
         """The rate now; 0 as long as nothing is known."""
-        if self._first < 0:
-            return 0.0
-        seen = max(now - self._first, 1.0)
-        weight = self._memory * (1.0 - math.exp(-seen / self._memory))
+        weight = self._memory * (1.0 - math.exp(-max(now, SHORTEST) / self._memory))
         return self._sum * math.exp((self._last - now) / self._memory) / weight
 
 
@@ -146,7 +164,7 @@ class Gate:
         self.waiting = 0  # requests
         self.rate = DrainRate()
         self._limits = limits
-        self._clock = clock
+        self._busy = Stopwatch(clock)  # runs while somebody waits or is inside: an idle gate is no slow one
         self._queues: OrderedDict[str, list[Place]] = OrderedDict()
         self._inside: set[Place] = set()
         self._arrived = 0
@@ -173,14 +191,14 @@ class Gate:
             )
         bisect.insort(self._queues.setdefault(namespace, []), place, key=lambda other: other.rank)
         self.waiting += 1
-        self._idle.clear()
+        self._occupied()
         if self._paused is not None:
             place.hold(self._paused)
         return place
 
     def retry_after(self) -> float:
-        """Seconds until the queue should have drained, by the rate of completions."""
-        rate = self.rate.per_second(self._clock())
+        """Seconds until the queue should have drained, by the rate of completions while there was work."""
+        rate = self.rate.per_second(self._busy.seconds())
         return min(LONGEST_WAIT, max(1.0, (self.waiting + 1) / rate)) if rate > 0 else 1.0
 
     def pause(self, refusal: Callable[[], Failure]) -> None:
@@ -217,7 +235,7 @@ class Gate:
         if place in self._inside:
             self._inside.remove(place)
             self.running -= place.weight
-            self.rate.add(self._clock())
+            self.rate.add(self._busy.seconds())
         else:
             queue = self._queues.get(place.namespace, [])
             if place not in queue:
@@ -229,6 +247,11 @@ class Gate:
         self._advance()
         if not self.waiting and not self._inside:
             self._idle.set()
+            self._busy.stop()
+
+    def _occupied(self) -> None:
+        self._idle.clear()
+        self._busy.start()
 
     def _fits(self, place: Place) -> bool:
         return self.running + place.weight <= self._limits.max_running_requests
@@ -236,7 +259,7 @@ class Gate:
     def _enter(self, place: Place) -> None:
         self._inside.add(place)
         self.running += place.weight
-        self._idle.clear()
+        self._occupied()
         place.grant()
 
     def _advance(self) -> None:

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict, Field
 
 from ramet.frontend import ir
-from ramet.runtime.server import raw
+from ramet.runtime.server import forms, raw
 from ramet.runtime.server.call import Call, Caller, Scoring
 from ramet.runtime.server.constraints import FIELDS, Wanted, constraint_of, jump_of
 from ramet.runtime.server.failures import Failure, bad, unsupported
@@ -33,7 +33,7 @@ from ramet.runtime.server.sampling import (
 )
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
-from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply, sse
+from ramet.runtime.server.wire import SSE, Body, StrictRoute, attended, caller_of, noted, reply, sse
 
 Who = Depends(caller_of)
 Value = TypeVar("Value")
@@ -79,8 +79,6 @@ class Generate(Body):
     """One prompt or many, and how to go on from each. Fields that are lists have one item for each prompt."""
 
     model_config = ConfigDict(
-        extra="allow",
-        protected_namespaces=(),
         json_schema_extra={
             "examples": [{"text": "The capital of France is", "sampling_params": {"max_new_tokens": 8}}]
         },
@@ -115,7 +113,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     """Routes of this module."""
     routes = APIRouter(route_class=StrictRoute, tags=["SGLang"])
 
-    @routes.post("/generate")
+    @routes.post("/generate", responses=SSE)
     async def generate(body: Generate, request: Request, caller: Caller = Who) -> Response:
         """Go on from a prompt, or from many."""
         notes = list(noted(body, settings, ignored=_NO_EFFECT))
@@ -129,7 +127,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
             events = streamed(service, ones, jobs, n=n, deltas=bool(body.incremental_streaming_output))
             return await sse(events, request, caller, notes=notes)
         answers = await attended(request, answered(service, ones, jobs, n))
-        return reply(answers if many else answers[0], caller, () if many else notes)
+        return reply(answers if many else answers[0], caller, notes)
 
     return routes
 
@@ -153,7 +151,8 @@ async def asked(body: Generate, service: Service, caller: Caller) -> tuple[list[
     logs = spread(body.return_logprob, count, "return_logprob", False)
     tops = spread(body.top_logprobs_num, count, "top_logprobs_num", 0)
     starts = spread(body.logprob_start_len, count, "logprob_start_len", None)
-    salts = spread(body.extra_key, count, "extra_key", body.cache_salt or "")
+    keys: list[str | None] = spread(body.extra_key, count, "extra_key", None)
+    salts = [forms.salt_of(body.cache_salt or None, key) for key in keys]
     ids, labels = _labels(body, caller, count, service)
     ones = []
     for i, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
@@ -275,5 +274,6 @@ def jobs_of(ones: Sequence[One], n: int, body: Generate, caller: Caller) -> Iter
             constraint=None if one.wanted is None else one.wanted.constraint,
             jump=one.jump,
             field="" if one.wanted is None else one.wanted.field,
+            limit="sampling_params.max_new_tokens",
         )
         yield Job(call, replace(caller, label=one.label), mine)

@@ -1,4 +1,4 @@
-"""Ollama's protocol: `/api/chat` and `/api/generate`, and what its clients ask before them.
+"""Ollama's protocol: `/api/chat` and `/api/generate`; what its clients ask before them is in `ollama_models`.
 
 In: messages or a prompt, with `options`. Out: one JSON answer, or lines of JSON (the default); errors as
 `{"error": "..."}`; times in nanoseconds. The same call as every other protocol's, with Ollama's defaults of sampling. A
@@ -8,12 +8,9 @@ prompt is never truncated, and the model is always loaded: `keep_alive` and opti
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -26,6 +23,7 @@ from ramet.runtime.server.constraints import FIELDS, constraint_of, jump_of
 from ramet.runtime.server.dialect import DialectRoute, chat_of
 from ramet.runtime.server.failures import bad, unsupported
 from ramet.runtime.server.metrics import Metrics
+from ramet.runtime.server.nested import OLLAMA
 from ramet.runtime.server.ollama_bodies import (
     LOADING,
     Asked,
@@ -33,22 +31,19 @@ from ramet.runtime.server.ollama_bodies import (
     ChatTurn,
     GenerateRequest,
     Options,
-    ShowRequest,
+    leaves,
 )
+from ramet.runtime.server.ollama_models import models, now, served_name
 from ramet.runtime.server.sampling import given, refuse_constraints, refuse_unoffered, sampling_of, whole
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
 from ramet.runtime.server.speech import Hearing, Manner, Said, Speech
-from ramet.runtime.server.status import check_model
 from ramet.runtime.server.toolcalls import NOTHING, Offer, ollama_offer
 from ramet.runtime.server.toolhistory import Told, ollama_calls
 from ramet.runtime.server.vendor_errors import OLLAMA_FAILURES, ollama_error
-from ramet.runtime.server.wire import Batches, attended, caller_of, headers_of, logprob, ndjson, noted, reply
+from ramet.runtime.server.wire import NDJSON, Batches, attended, caller_of, headers_of, logprob, ndjson, noted, reply
 
 Who = Depends(caller_of)
-API = "0.12.11"  # Ollama's release whose protocol this is: clients compare it with what they need
-LATEST = ":latest"  # a tag that clients add to names without one
-FOREVER = "9999-12-31T23:59:59Z"
 _NEUTRAL = {"mirostat": (0,), "tfs_z": (1,), "typical_p": (1,), "penalize_newline": (True,)}  # options that are off
 _PENALTIES = ("repeat_penalty", "presence_penalty", "frequency_penalty")
 
@@ -70,7 +65,7 @@ class _Job:
         if not self.chat:
             shown = {"response": said["content"], **{name: each for name, each in said.items() if name != "content"}}
         told = {"message": shown} if self.chat else shown
-        line: dict[str, Any] = {"model": self.model, "created_at": _now(), **told, "done": False}
+        line: dict[str, Any] = {"model": self.model, "created_at": now(), **told, "done": False}
         return {**line, "logprobs": [_logprob(each) for each in logs]} if logs else line
 
     def last(
@@ -91,14 +86,14 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     """Routes of this module."""
     routes = APIRouter(route_class=DialectRoute, prefix="/api", tags=["ollama"], responses=OLLAMA_FAILURES)
     _generation(routes, service, settings)
-    _models(routes, service, settings)
+    models(routes, service, settings)
     return routes
 
 
 def _generation(routes: APIRouter, service: Service, settings: Settings) -> None:
     manner = Manner.of(service.template)
 
-    @routes.post("/chat")
+    @routes.post("/chat", responses=NDJSON)
     async def chat(body: ChatRequest, request: Request, caller: Caller = Who) -> Response:
         """Answer a conversation."""
         notes = _checked(body, manner, service, settings)
@@ -109,7 +104,7 @@ def _generation(routes: APIRouter, service: Service, settings: Settings) -> None
         job = _Job(_call(body, said, hearing), hearing, caller, body.model, chat=True)
         return await _answered(service, job, body, request, notes)
 
-    @routes.post("/generate")
+    @routes.post("/generate", responses=NDJSON)
     async def generate(body: GenerateRequest, request: Request, caller: Caller = Who) -> Response:
         """Answer a prompt."""
         notes = _checked(body, manner, service, settings)
@@ -131,11 +126,11 @@ def _generation(routes: APIRouter, service: Service, settings: Settings) -> None
 
 def _checked(body: Asked, manner: Manner, service: Service, settings: Settings) -> tuple[str, ...]:
     """Refuse what is not offered; sentences about what has no effect."""
-    _known(service, body.model)
+    served_name(service, body.model)
     refuse_unoffered(body.model_extra or {})
     if body.think and manner.thinking is None:
         raise unsupported("think", f"{body.model[:128]!r} does not support thinking; leave `think` out")
-    notes = noted(body, settings, ignored=FIELDS)
+    notes = noted(body, settings, ignored=FIELDS, inside=OLLAMA)
     options = body.options or Options()
     extra = options.model_extra or {}
     refuse_constraints(extra)  # they stand beside the options
@@ -149,14 +144,6 @@ def _checked(body: Asked, manner: Manner, service: Service, settings: Settings) 
     if options.repeat_last_n and options.repeat_last_n > 0 and any(getattr(options, name) for name in _PENALTIES):
         notes += ("`options.repeat_last_n` has no effect: penalties see the whole text",)
     return notes + noted(options, settings, ignored=LOADING)
-
-
-def _known(service: Service, name: str) -> str:
-    """The served name that `name` means. `Failure` 404."""
-    plain = name.removesuffix(LATEST)
-    chosen = plain if plain in service.names else name
-    check_model(service, chosen)
-    return chosen
 
 
 def _sampling(body: Asked) -> ir.Sampling:
@@ -182,7 +169,7 @@ def _heard(body: Asked, chat: Chat, offer: Offer, manner: Manner) -> tuple[Chat,
 
 def _call(body: Asked, prompt: Prompt, hearing: Hearing) -> Call:
     jump = jump_of(body.model_extra or {})
-    return Call((prompt,), _sampling(body), jump=jump, **hearing.held)
+    return Call((prompt,), _sampling(body), jump=jump, limit="options.num_predict", **hearing.held)
 
 
 def _messages(messages: Sequence[ChatTurn], told: Told) -> tuple[Message, ...]:
@@ -303,8 +290,10 @@ def _told(job: _Job, speech: Speech, piece: Piece, seconds: float) -> Iterator[d
 
 
 def _loaded(body: Asked, *, chat: bool) -> dict[str, Any]:
+    """The answer to a request that asks for no text. The model stays where it is: others use it."""
     said = {"message": {"role": "assistant", "content": ""}} if chat else {"response": ""}
-    return {"model": body.model, "created_at": _now(), **said, "done_reason": "load", "done": True}
+    reason = "unload" if leaves(body.keep_alive) else "load"
+    return {"model": body.model, "created_at": now(), **said, "done_reason": reason, "done": True}
 
 
 def _counts(meta: ir.Meta, seconds: float) -> dict[str, int]:
@@ -331,66 +320,3 @@ def _nanoseconds(seconds: float) -> int:
 def _logprob(log: ir.Logprob) -> dict[str, Any]:
     top = [{"token": text, "logprob": logprob(value)} for _, text, value in log.top]
     return {"token": log.text, "logprob": logprob(log.logprob), **({"top_logprobs": top} if top else {})}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
-
-
-# -- models
-
-
-def _models(routes: APIRouter, service: Service, settings: Settings) -> None:
-    since = _now()
-    thinks = [] if Manner.of(service.template).thinking is None else ["thinking"]
-    details = {
-        "parent_model": "",
-        "format": "",
-        "family": "ramet",
-        "families": ["ramet"],
-        "parameter_size": "",
-        "quantization_level": service.dtype,
-    }
-
-    def card(name: str) -> dict[str, Any]:
-        """A model. Its digest is of its name, its size is not known here: 0."""
-        digest = hashlib.sha256(name.encode()).hexdigest()
-        return {"name": name, "model": name, "size": 0, "digest": digest, "details": details}
-
-    @routes.get("/version")
-    async def version(caller: Caller = Who) -> Response:
-        """The version of Ollama's protocol; beside it our own."""
-        return reply({"version": API, "ramet": metadata.version("ramet")}, caller)
-
-    @routes.get("/tags")
-    async def tags(caller: Caller = Who) -> Response:
-        """The names under which the model is served."""
-        return reply({"models": [{**card(name), "modified_at": since} for name in service.names]}, caller)
-
-    @routes.get("/ps")
-    async def running(caller: Caller = Who) -> Response:
-        """What is loaded: the same."""
-        state = {"expires_at": FOREVER, "size_vram": 0, "context_length": service.context}
-        return reply({"models": [{**card(name), **state} for name in service.names]}, caller)
-
-    @routes.post("/show")
-    async def show(body: ShowRequest, caller: Caller = Who) -> Response:
-        """What is known of a model."""
-        notes = noted(body, settings, ignored=("system", "template", "options"))
-        name = _known(service, body.model or body.name or "")
-        known = {
-            "general.architecture": "ramet",
-            "general.basename": name,
-            "ramet.context_length": service.context,
-            "ramet.vocab_size": service.vocab,
-        }
-        shown = {
-            "modelfile": f"FROM {name}\n",
-            "parameters": f"num_ctx {service.context}",
-            "template": service.template.source,
-            "details": details,
-            "model_info": known,
-            "capabilities": ["completion", "tools", *thinks],
-            "modified_at": since,
-        }
-        return reply(shown, caller, notes)

@@ -17,12 +17,17 @@ LOADING = frozenset(  # options of how a model is loaded, or without an effect w
 )
 
 
+def leaves(keep_alive: object) -> bool:
+    """Whether a model is to be kept for no time at all: 0, "0", "0s"."""
+    if isinstance(keep_alive, str):
+        return {each for each in keep_alive if each.isdigit()} == {"0"}
+    return isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool) and keep_alive == 0
+
+
 class Options(Body):
     """How to sample. Null is as if it were missing."""
 
-    model_config = ConfigDict(strict=True)
-
-    num_predict: Number | None = Field(default=None, description="-1: until a stop or the end of the context")
+    num_predict: Number | None = Field(default=None, description="0, -1: until a stop or the end of the context")
     temperature: float | None = None
     top_k: Number | None = None
     top_p: float | None = None
@@ -43,8 +48,6 @@ class Options(Body):
 class Asked(Body):
     """What both kinds of request have."""
 
-    model_config = ConfigDict(strict=True)
-
     model: str
     stream: bool | None = None
     options: Options | None = None
@@ -59,8 +62,6 @@ class Asked(Body):
 
 class ChatTurn(Body):
     """A message of a conversation."""
-
-    model_config = ConfigDict(strict=True)
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None

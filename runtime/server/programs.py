@@ -27,6 +27,7 @@ from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
 from ramet.runtime.server.wire import (
+    SSE,
     Batches,
     Body,
     Event,
@@ -56,7 +57,7 @@ EXAMPLE: dict[str, JsonValue] = {
 class ProgramBody(Body):
     """A whole program."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=(), json_schema_extra={"examples": [EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     version: int = Field(1, description="version of this protocol: 1")
     header: dict[str, Any] = Field(
@@ -84,7 +85,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     routes = APIRouter(route_class=StrictRoute, tags=["programs"])
     most = body.limits_of(settings)
 
-    @routes.post("/v1/programs")
+    @routes.post("/v1/programs", responses=SSE)
     async def run_program(program: ProgramBody, request: Request, caller: Caller = Who) -> Response:
         """Run a whole program. Events come as `event: <kind>` with the event as `data`; the last one is `ended`. An
         `error` event in its place says that the program was cut short. A plan's result comes as an event

@@ -24,6 +24,7 @@ from ramet.runtime.server.constraints import constraint_of, jump_of
 from ramet.runtime.server.conversation import ChatMessage, Part, chat_of
 from ramet.runtime.server.failures import Failure, bad, unsupported
 from ramet.runtime.server.metrics import Metrics
+from ramet.runtime.server.nested import RESPONSES
 from ramet.runtime.server.recall import Recall
 from ramet.runtime.server.response_answers import Asked, events, whole
 from ramet.runtime.server.sampling import given, sampling_of
@@ -33,7 +34,7 @@ from ramet.runtime.server.speech import Manner
 from ramet.runtime.server.status import check_model
 from ramet.runtime.server.toolcalls import response_offer
 from ramet.runtime.server.toolhistory import Ledger, Told
-from ramet.runtime.server.wire import Body, StrictRoute, attended, caller_of, noted, reply, sse, unfinished
+from ramet.runtime.server.wire import SSE, Body, StrictRoute, attended, caller_of, noted, reply, sse, unfinished
 
 Who = Depends(caller_of)
 LOGPROBS = "message.output_text.logprobs"
@@ -65,8 +66,6 @@ _HINTS = frozenset(("reasoning", "max_tool_calls", "stream_options", "image", "a
 class Item(Body):
     """An item of the input: a message, a call of a tool that was made, or its output."""
 
-    model_config = ConfigDict(strict=True)
-
     type: str = "message"
     role: str | None = None
     content: str | list[Part] | None = None
@@ -76,7 +75,6 @@ class ResponseRequest(Body):
     """A response."""
 
     model_config = ConfigDict(
-        strict=True,
         json_schema_extra={"examples": [{"input": "Why is the sky blue?", "max_output_tokens": 64}]},
     )
 
@@ -121,10 +119,10 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     recall = Recall(time.monotonic)
     manner = Manner.of(service.template)
 
-    @routes.post("/v1/responses")
+    @routes.post("/v1/responses", responses=SSE)
     async def responses(body: ResponseRequest, request: Request, caller: Caller = Who) -> Response:
         """Answer an input, or a conversation that goes on."""
-        notes = noted(body, settings, ignored=forms.silent(body) | _HINTS | frozenset(_REFUSED))
+        notes = noted(body, settings, ignored=forms.silent(body) | _HINTS | frozenset(_REFUSED), inside=RESPONSES)
         caller = forms.labelled(caller, given(body), service)
         asked, more = asked_of(body, manner, service, settings, recall, caller)
         more += await service.compiled(asked.call)
@@ -179,11 +177,7 @@ def asked_of(
     said = (*before, *chat.messages)
     leading = (Message("system", body.instructions),) if body.instructions else ()
     logprobs = LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
-    sampling = sampling_of(
-        {**fields, "max_tokens": body.max_output_tokens, "max_completion_tokens": None, "logprobs": logprobs},
-        protocol="openai",
-        default_max_tokens=None,
-    )
+    sampling = sampling_of({**fields, "logprobs": logprobs}, protocol="responses", default_max_tokens=None)
     spelled = {**fields, "text.format": (body.text or {}).get("format")}
     chat, hearing = manner.hearing(
         replace(chat, messages=(*leading, *said)), response_offer(fields), constraint_of(spelled), fields
@@ -195,6 +189,7 @@ def asked_of(
         priority=body.priority or 0,
         timeout=forms.seconds_of(body.timeout),
         jump=jump_of(fields),
+        limit="max_output_tokens",
         **hearing.held,
     )
     base = _base(body, sampling, fields, body.model or service.names[0])
@@ -247,6 +242,8 @@ def _message(item: Item, at: str) -> ChatMessage:
     if item.type == "message":
         if item.role is None:
             raise bad(f"`{at}.role` is required", f"{at}.role")
+        if not isinstance(extra.get("tool_calls"), list | None):
+            raise bad(f"`{at}.tool_calls` must be a list", f"{at}.tool_calls")
         return ChatMessage(role=item.role, content=item.content, **extra)
     if item.type in _MADE:
         kind, field = _MADE[item.type]

@@ -181,13 +181,17 @@ class Duplex:
         self.close()
 
 
-def known(error: BaseException) -> Failure:
-    """The failure of an error that came out of the client: a lost engine, or an operation that was refused."""
+def known(error: BaseException, limit: str = "max_tokens") -> Failure:
+    """The failure of an error that came out of the client: a lost engine, or an operation that was refused. `limit` is
+    what whoever asked calls `max_tokens`."""
     if isinstance(error, errors.ContextOverflow):
         return failure_of("context", error.message)
     if isinstance(error, errors.TransportError):
         return EngineLost(error.message)
     if isinstance(error, errors.ConstraintError | errors.StateError):
-        field = _FIELD.match(error.message)
-        return failures.bad(error.message, field[1] if field else None)
+        field, message = _FIELD.match(error.message), error.message
+        if field is None:
+            return failures.bad(message)
+        name = limit if field[1] == "max_tokens" else field[1]
+        return failures.bad(name + message.removeprefix(field[1]), name)
     return failures.of(error)

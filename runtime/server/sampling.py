@@ -18,7 +18,7 @@ from ramet.frontend.errors import ConstraintError
 from ramet.runtime.server.constraints import NAMES as CONSTRAINTS
 from ramet.runtime.server.failures import Failure, bad, unsupported
 
-Protocol = Literal["openai", "sglang", "anthropic", "ollama"]
+Protocol = Literal["openai", "responses", "sglang", "anthropic", "ollama"]
 GREEDY = 1e-6  # a temperature below it is greedy: dividing by it would leave nothing of float32
 LEAST_TOP_P = 1e-6  # what `top_p` 0 means: the most likely token alone
 MAX_STOP_IDS = 1024
@@ -36,8 +36,10 @@ _SHARED = {
     "ignore_eos": "ignore_eos",
     "logit_bias": "logit_bias",
 }
+_OPENAI = {**_SHARED, "min_tokens": "min_tokens", "seed": "seed"}
 NAMES: Mapping[Protocol, Mapping[str, str]] = {  # our field → the protocol's
-    "openai": {**_SHARED, "min_tokens": "min_tokens", "seed": "seed"},
+    "openai": _OPENAI,
+    "responses": _OPENAI,
     "sglang": {**_SHARED, "min_tokens": "min_new_tokens", "seed": "sampling_seed"},
     "anthropic": {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "stop": "stop_sequences"},
     "ollama": {
@@ -49,12 +51,14 @@ NAMES: Mapping[Protocol, Mapping[str, str]] = {  # our field → the protocol's
 }
 LENGTHS: Mapping[Protocol, tuple[str, ...]] = {  # the first one that is given counts
     "openai": ("max_completion_tokens", "max_tokens"),
+    "responses": ("max_output_tokens",),
     "sglang": ("max_new_tokens",),
     "anthropic": ("max_tokens",),
     "ollama": ("num_predict",),
 }
 DEFAULTS: Mapping[Protocol, Mapping[str, float]] = {  # of the protocol's documents, where they are not ours
     "openai": {},
+    "responses": {},
     "sglang": {},
     "anthropic": {},
     "ollama": {"temperature": 0.8, "top_k": 40, "top_p": 0.9},
@@ -107,18 +111,24 @@ def sampling_of(
     if protocol == "anthropic" and values.get("temperature", 0.0) > 1.0:
         raise bad(f"temperature={values['temperature']!r}: must be between 0 and 1", "temperature")
     length = length_of(fields, protocol=protocol, default=default_max_tokens)
-    given = next((name for name in LENGTHS[protocol] if fields.get(name) is not None), LENGTHS[protocol][-1])
     values["max_tokens"] = 1 if length == 0 and allow_zero else length
     values["logprobs"] = _logprobs(fields) if logprobs is None else logprobs
     try:
         return ir.Sampling(**values)
     except ConstraintError as error:
-        raise named(error, {**names, "max_tokens": given, "logprobs": _logprobs_name(protocol, fields)}) from None
+        told = {"max_tokens": limit_of(fields, protocol), "logprobs": _logprobs_name(protocol, fields)}
+        raise named(error, {**names, **told}) from None
+
+
+def limit_of(fields: Mapping[str, object], protocol: Protocol) -> str:
+    """The client's name of the field that limits the length: the one that it gave, where there are two."""
+    names = LENGTHS[protocol]
+    return next((name for name in names if fields.get(name) is not None), names[-1])
 
 
 def length_of(fields: Mapping[str, object], *, protocol: Protocol, default: int | None) -> int | None:
-    """The most tokens to generate; None until a stop. SGLang's null and Ollama's -1 and -2 mean None too. OpenAI's two
-    names must not disagree. Negative numbers are left for `ir.Sampling` to refuse."""
+    """The most tokens to generate; None until a stop. SGLang's null means None too, and Ollama's 0, -1 and -2. OpenAI's
+    two names must not disagree. Negative numbers are left for `ir.Sampling` to refuse."""
     names = LENGTHS[protocol]
     given = {name: whole(fields[name], name) for name in names if fields.get(name) is not None}
     if len(set(given.values())) > 1:
@@ -127,7 +137,7 @@ def length_of(fields: Mapping[str, object], *, protocol: Protocol, default: int 
     if not given:
         return None if protocol == "sglang" and names[0] in fields else default
     (length,) = set(given.values())
-    return None if protocol == "ollama" and length in (-1, -2) else length
+    return None if protocol == "ollama" and length in (0, -1, -2) else length
 
 
 def refuse_unoffered(fields: Mapping[str, object]) -> None:
@@ -181,11 +191,14 @@ def count_of(value: object, name: str, *, most: int = ir.MAX_N, default: int = 1
 
 
 def named(error: ConstraintError, names: Mapping[str, str]) -> Failure:
-    """400 from an error that begins with one of our field names, under the name that the client used."""
+    """400 from an error that begins with one of our field names, under the name that the client used. The limit of the
+    length may also stand in what is said of another field."""
     field, equals, rest = error.message.partition("=")
     ours = field.partition("[")[0]
     if not equals or ours not in names:
         return bad(error.message)
+    if ours == "min_tokens":
+        rest = rest.replace("max_tokens=", f"{names['max_tokens']}=")
     return bad(f"{names[ours]}{field[len(ours) :]}={rest}", names[ours])
 
 

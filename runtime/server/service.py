@@ -300,7 +300,7 @@ class Service:
         except errors.ConstraintError as error:
             if call.constraint is not None and concerns(error):
                 raise refused(error, call.field, call.places) from None
-            raise
+            raise known(error, call.limit) from None
         except errors.ContextOverflow as error:
             tokens = self._length(prompt)
             if tokens <= self.context:

@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
 from ramet.frontend import ir
@@ -52,7 +53,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
 
 
 def _health(routes: APIRouter, service: Service) -> None:
-    @routes.get("/health")
+    @routes.get("/health", response_class=Response)
     @routes.get("/ping", include_in_schema=False)
     async def health() -> Response:
         """The process answers."""
@@ -112,7 +113,7 @@ def _info(routes: APIRouter, service: Service, settings: Settings, metrics: Metr
         """Requests in the engine and in front of it."""
         return reply({"server_load": service.running + service.waiting}, caller)
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", response_class=PlainTextResponse)
     async def prometheus(caller: Caller = Who) -> Response:
         """Figures for Prometheus."""
         stats: Stats | None = None

@@ -17,6 +17,7 @@ from ramet.runtime.server.call import Caller, Chat
 from ramet.runtime.server.conversation import ChatMessage
 from ramet.runtime.server.failures import bad
 from ramet.runtime.server.metrics import Metrics
+from ramet.runtime.server.nested import OPENAI
 from ramet.runtime.server.reasoning import FIELDS as REASONING
 from ramet.runtime.server.sampling import given, refuse_constraints
 from ramet.runtime.server.service import Service
@@ -36,9 +37,7 @@ class Tokenize(Body):
     """Text (or several texts), or the messages of a chat: these with the fields of a chat completion that change its
     prompt."""
 
-    model_config = ConfigDict(
-        extra="allow", protected_namespaces=(), json_schema_extra={"examples": [{"prompt": "Hello world"}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "Hello world"}]})
     model: str | None = None
     prompt: str | list[str] | None = None
     messages: list[ChatMessage] | None = None
@@ -55,9 +54,7 @@ class Tokenize(Body):
 class Detokenize(Body):
     """Token ids, or several lists of them."""
 
-    model_config = ConfigDict(
-        extra="allow", protected_namespaces=(), json_schema_extra={"examples": [{"tokens": [19556, 905]}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [19556, 905]}]})
     model: str | None = None
     tokens: list[int] | list[list[int]]
     skip_special_tokens: bool = Field(default=False, description="leave the names of control tokens out")
@@ -72,7 +69,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
     @routes.post("/v1/tokenize", include_in_schema=False)
     async def tokenize(body: Tokenize, request: Request, caller: Caller = Who) -> Response:
         """The token ids of a text or of a chat, and how many they are."""
-        notes = noted(body, settings, ignored=() if body.messages is None else _OF_CHATS)
+        notes = noted(body, settings, ignored=() if body.messages is None else _OF_CHATS, inside=OPENAI)
         refuse_constraints(given(body), tools=body.messages is not None)
         if body.model is not None:
             check_model(service, body.model)

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from ramet.runtime.server.call import Caller
 from ramet.runtime.server.failures import Failure, of
+from ramet.runtime.server.nested import Known, Stranger, strangers
 from ramet.runtime.server.settings import Settings
 from ramet.runtime.server.strict_json import parsed
 
@@ -32,6 +34,7 @@ GONE = "the client went away"
 KEEP_ALIVE = 15.0  # seconds without an event after which a comment is sent
 LOWEST = -9999.0  # what -inf becomes in JSON
 MAX_NOTES = 8  # unknown fields that are spoken of one by one
+NOWHERE: Mapping[str, Known] = {}
 _CONTROL = re.compile(r"[^\x20-\x7e]")
 Payload = str | bytes | Mapping[str, Any] | list[Any]
 Answer = TypeVar("Answer")
@@ -46,10 +49,11 @@ def _impatient(schema: Any) -> Any:
 
 
 class Body(BaseModel):
-    """A request's body, or an object in one. Unknown fields are kept, so that `noted` can speak of them. The first
+    """A request's body, or an object in one. Unknown fields are kept, so that `noted` can speak of them. Values are
+    of the types that are asked for: "3" is no number, true is not 1; a whole number may stand for any number. The first
     wrong item of a list ends its validation: a million complaints about a million items take seconds and gigabytes."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="allow", protected_namespaces=(), strict=True)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -73,25 +77,32 @@ _PLACES: Mapping[str, str] = {  # a field of a body → where the limit of an an
 }
 
 
-def noted(body: Body, settings: Settings, *, ignored: Collection[str] = ()) -> tuple[str, ...]:
-    """A sentence about each field of `body` that is not known (of the first `MAX_NOTES` of them); `ignored` are fields
-    that have no effect here and need no word. Raises `Failure` under `settings.strict_requests`, and in any case for a
-    limit by another protocol's name: to ignore it would change the answer."""
-    known = set(type(body).model_fields) | set(ignored)
+def noted(
+    body: Body, settings: Settings, *, ignored: Collection[str] = (), inside: Mapping[str, Known] = NOWHERE
+) -> tuple[str, ...]:
+    """A sentence about each field of `body` that is not known (of the first `MAX_NOTES` of them), also `inside` the
+    values of some; `ignored` are fields that have no effect here and need no word. Raises `Failure` under
+    `settings.strict_requests`, and in any case for a limit by another protocol's name: to ignore it would change the
+    answer."""
+    known = frozenset(type(body).model_fields).union(ignored)
     unknown = [name for name in body.model_extra or {} if name not in known]
     right = next((_PLACES[name] for name in type(body).model_fields if name in _PLACES), "")
     foreign = next((name for name in unknown if name in _LIMITS and (body.model_extra or {})[name] is not None), "")
     if right and foreign:
         message = f"`{foreign}` is not a field of this request; its limit is `{right}`"
         raise Failure(400, message, code="unknown_parameter", param=foreign)
-    if unknown and settings.strict_requests:
-        name = unknown[0][:64]
-        message = f"`{name}` is not a field of this request{_hint(name, known)}"
-        raise Failure(400, message, code="unknown_parameter", param=name)
-    notes = [f"`{name[:64]}` is not known and was ignored{_hint(name[:64], known)}" for name in unknown[:MAX_NOTES]]
-    if len(unknown) > MAX_NOTES:
-        notes.append(f"{len(unknown) - MAX_NOTES} more fields are not known and were ignored")
-    return tuple(notes)
+    found = chain(
+        (Stranger(name[:64], name[:64], known) for name in unknown),
+        *(strangers(getattr(body, name, None), here, name) for name, here in inside.items()),
+    )
+    notes = []
+    for place, name, names in islice(found, MAX_NOTES):
+        if settings.strict_requests:
+            message = f"`{place}` is not a field of this request{_hint(name, names)}"
+            raise Failure(400, message, code="unknown_parameter", param=place)
+        notes.append(f"`{place}` is not known and was ignored{_hint(name, names)}")
+    more = sum(1 for _ in found)
+    return (*notes, f"{more} more fields are not known and were ignored") if more else tuple(notes)
 
 
 def _hint(name: str, known: Collection[str]) -> str:
@@ -213,6 +224,12 @@ def reply(payload: object, caller: Caller, notes: Sequence[str] = (), status: in
     return Response(msgspec.json.encode(payload), status, headers_of(caller, notes), "application/json")
 
 
+def _described(media: str) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of routes whose answer may be a stream."""
+    return {200: {"content": {media: {"schema": {"type": "string"}}}}}
+
+
+SSE, NDJSON = _described("text/event-stream"), _described("application/x-ndjson")
 Batch = Sequence[Payload | Event]  # what was ready at once, and is sent at once
 Batches = AsyncGenerator[Batch, None]
 Frame = Callable[[Payload | Event], bytes]

@@ -286,10 +286,41 @@ def test_prompt_logprobs(served: Served, http: httpx.Client) -> None:
         ({"prompt_logprobs": 5, "stream": True}, "prompt_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"timeout": 0}, "timeout"),
+        ({"cache_salt": "x" * 257}, "cache_salt"),
+        ({"cache_salt": ""}, "cache_salt"),
+        ({"extra_key": "x" * 257}, "extra_key"),
+        ({"rid": "x" * 257}, "rid"),
+        ({"request_id": ""}, "request_id"),
     ],
 )
 def test_nonsense_is_named(http: httpx.Client, body: dict[str, Any], param: str) -> None:
     assert refused(http, 400, **body)["param"].startswith(param)
+
+
+def test_a_request_is_aborted_by_its_id(served: Served, http: httpx.Client) -> None:
+    for name in ("rid", "request_id"):
+        body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 900, "ignore_eos": True, "stream": True, name: name}
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            assert answer.headers["x-request-id"] == name and "x-ramet-warnings" not in answer.headers
+            lines = answer.iter_lines()
+            assert json.loads(next(lines)[5:])["id"] == f"cmpl-{name}"
+            with httpx.Client(base_url=served.url, timeout=WAIT) as other:
+                assert refused(other, 409, request_id=name)["param"] == "request_id"
+                assert other.post("/abort_request", json={"rid": name}).json() == {"aborted": 1}
+            rest = [line for line in lines if line.startswith("data:")]
+        assert "error" in json.loads(rest[-1][5:])
+
+
+def test_salts_add_up(http: httpx.Client) -> None:
+    prompt = "A salt for each of those who share nothing " * 4
+
+    def cached(**body: Any) -> int:
+        usage = ask(http, prompt=prompt, **GREEDY, **body)["usage"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    both = {"cache_salt": "pepper", "extra_key": "thyme"}
+    for body in (*({name: value} for name, value in both.items()), both):
+        assert (cached(**body), cached(**body) > 0) == (0, True)
 
 
 def test_other_refusals(http: httpx.Client) -> None:

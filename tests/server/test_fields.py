@@ -90,3 +90,67 @@ def test_dialects_refuse_it_in_their_own_shape(http: httpx.Client):
     for more in ({"max_tokens": 4}, {"options": {"max_tokens": 4}}):
         answer = http.post("/api/chat", json={**body, **more})
         assert answer.status_code == 400 and "num_predict`" in answer.json()["error"]
+
+
+SIX = {"regex": "[A-F]{40}"}  # no text of two tokens
+CHAT = {"model": "tiny", "messages": HELLO}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "Hello", "max_tokens": 2, **SIX}, "max_tokens"),
+        ("/v1/completions", {"prompt": "Hello", "max_completion_tokens": 2, **SIX}, "max_completion_tokens"),
+        ("/v1/completions", {"prompt": "Hello", "max_tokens": 2, "stream": True, **SIX}, "max_tokens"),
+        ("/v1/chat/completions", {**CHAT, "max_tokens": 2, **SIX}, "max_tokens"),
+        ("/v1/chat/completions", {**CHAT, "max_completion_tokens": 2, **SIX}, "max_completion_tokens"),
+        ("/v1/responses", {"input": "Hello", "max_output_tokens": 2, **SIX}, "max_output_tokens"),
+        (
+            "/generate",
+            {"text": "Hello", "sampling_params": {"max_new_tokens": 2, **SIX}},
+            "sampling_params.max_new_tokens",
+        ),
+    ],
+)
+def test_a_constraint_that_does_not_fit_names_the_limit(
+    http: httpx.Client, path: str, body: dict[str, Any], param: str
+):
+    error = refused(http, path, body)
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}=2: the shortest text")
+
+
+def test_dialects_name_their_limit(http: httpx.Client):
+    answer = http.post("/v1/messages", json={**CHAT, "max_tokens": 2, **SIX})
+    assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("max_tokens=2: ")
+    answer = http.post("/api/chat", json={**CHAT, "options": {"num_predict": 2}, **SIX})
+    assert answer.status_code == 400 and answer.json()["error"].startswith("options.num_predict=2: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (
+            "/v1/completions",
+            {"prompt": "Hello", "max_tokens": 2, "min_tokens": 5},
+            "min_tokens=5: must not exceed max_tokens=2",
+        ),
+        (
+            "/v1/chat/completions",
+            {**CHAT, "max_completion_tokens": 2, "min_tokens": 5},
+            "min_tokens=5: must not exceed max_completion_tokens=2",
+        ),
+        (
+            "/v1/responses",
+            {"input": "Hello", "max_output_tokens": 2, "min_tokens": 5},
+            "min_tokens=5: must not exceed max_output_tokens=2",
+        ),
+        (
+            "/generate",
+            {"text": "Hello", "sampling_params": {"max_new_tokens": 2, "min_new_tokens": 5}},
+            "min_new_tokens=5: must not exceed max_new_tokens=2",
+        ),
+    ],
+)
+def test_a_least_length_above_the_limit_names_both(http: httpx.Client, path: str, body: dict[str, Any], message: str):
+    assert refused(http, path, body)["message"] == message

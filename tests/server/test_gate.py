@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -23,16 +24,16 @@ class Clock:
         return self.now
 
 
-def gate(running: int = 1, queue: int = 8, **limits: float) -> Gate:
+def gate(running: int = 1, queue: int = 8, clock: Clock | None = None, **limits: float) -> Gate:
     bounds: dict[str, Any] = {"max_running_requests": running, "max_queue": queue, **limits}
-    return Gate(GateLimits(**bounds), Clock())
+    return Gate(GateLimits(**bounds), clock or Clock())
 
 
-def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(asyncio.wait_for(test(), 30.0))
+def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(**given: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(**given), 30.0))
 
-    run.__name__ = test.__name__
     return run
 
 
@@ -90,9 +91,8 @@ async def test_a_wide_request_is_not_overtaken_for_ever() -> None:
 
 @on_loop
 async def test_a_full_queue_says_when_to_come_again() -> None:
-    here = gate(queue=2)
-    clock = here._clock
-    assert isinstance(clock, Clock)
+    clock = Clock()
+    here = gate(queue=2, clock=clock)
     inside = here.queue("a")
     waiting = [here.queue("a"), here.queue("b")]
     with pytest.raises(Failure) as caught:
@@ -110,6 +110,54 @@ async def test_a_full_queue_says_when_to_come_again() -> None:
         here.queue("c")
     assert caught.value.retry_after == pytest.approx(12.0, rel=0.1)
     assert caught.value.headers()["Retry-After"] in ("12", "13")
+
+
+def told(here: Gate) -> float | None:
+    """What a full queue says of when to come again; everybody has left afterwards."""
+    places = [here.queue("a") for _ in range(3)]
+    with pytest.raises(Failure) as caught:
+        here.queue("a")
+    for place in reversed(places):
+        place.release()
+    return caught.value.retry_after
+
+
+@pytest.mark.parametrize("quiet", [0.0, 30.0, 86_400.0])
+@on_loop
+async def test_quiet_times_do_not_count(quiet: float) -> None:
+    clock = Clock()
+    here = gate(queue=2, clock=clock)
+    for _ in range(100):  # each is done in four seconds, and nobody is there between them
+        place = here.queue("a")
+        clock.now += 4.0
+        place.release()
+        clock.now += quiet
+    assert told(here) == pytest.approx(12.0, rel=0.1)
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.1, 0.2, 0.3])
+@on_loop
+async def test_what_is_fast_is_known_from_the_first_on(seconds: float) -> None:
+    clock = Clock()
+    here = gate(queue=2, clock=clock)
+    place = here.queue("a")
+    clock.now += seconds
+    place.release()
+    clock.now += 100.0
+    assert told(here) == 1.0
+
+
+@on_loop
+async def test_work_that_does_not_end_counts() -> None:
+    clock = Clock()
+    here = gate(queue=2, clock=clock)
+    here.queue("a").release()
+    places = [here.queue("a") for _ in range(3)]
+    clock.now += 200.0
+    with pytest.raises(Failure) as caught:
+        here.queue("a")
+    assert caught.value.retry_after == 60.0
+    assert len(places) == 3
 
 
 @on_loop

@@ -361,6 +361,8 @@ def test_its_select_reads_the_engines_logprobs(served: Served, http: httpx.Clien
         ({"text": "a", "rid": ""}, "rid"),
         ({"text": ["a", "b"], "rid": ["x"]}, "rid"),
         ({"text": "a", "timeout": -1}, "timeout"),
+        ({"text": "a", "cache_salt": "x" * 257}, "cache_salt"),
+        ({"text": ["a", "b"], "extra_key": ["x", "x" * 257]}, "extra_key"),
         ({"text": "a", "priority": 2**40}, "priority"),
     ],
 )

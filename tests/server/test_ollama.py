@@ -165,6 +165,7 @@ def test_without_a_limit_until_the_context_ends() -> None:
         client = ollama.Client(small.url, timeout=WAIT)
         for options in (
             {"temperature": 0},
+            {"temperature": 0, "num_predict": 0},
             {"temperature": 0, "num_predict": -1},
             {"temperature": 0, "num_predict": -2},
         ):
@@ -205,6 +206,12 @@ def test_nothing_to_say_asks_whether_it_is_loaded(client: ollama.Client) -> None
     loaded = client.generate("tiny", keep_alive="5m")
     assert (loaded.response, loaded.done, loaded.done_reason) == ("", True, "load")
     assert client.chat("tiny", []).done_reason == "load"
+    for nothing in (0, "0", "0s", "0m0s", "-0.0h"):
+        assert client.generate("tiny", keep_alive=nothing).done_reason == "unload"
+        assert client.chat("tiny", [], keep_alive=nothing).done_reason == "unload"
+    for some in (-1, 0.5, "1s", "10m", "-1m"):
+        assert client.chat("tiny", [], keep_alive=some).done_reason == "load"
+    assert client.generate("tiny", "Once", keep_alive=0, options=GREEDY).done_reason == "length"
 
 
 # -- models

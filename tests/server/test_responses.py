@@ -275,6 +275,7 @@ def test_the_store_is_bounded_and_expires(steps: list[tuple[int, int, float]]) -
     [
         ({"input": []}, "input"),
         ({"input": [{"content": "x"}]}, "input[0].role"),
+        ({"input": [{"role": "assistant", "content": "x", "tool_calls": 5}]}, "input[0].tool_calls"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
         ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].tool_calls[0].function.arguments"),
         ({"input": [{"type": "computer_call"}]}, "input[0]"),

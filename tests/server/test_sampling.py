@@ -90,7 +90,7 @@ def test_lengths() -> None:
     assert of("openai", {"max_tokens": 0}, allow_zero=True).max_tokens == 1
     assert of("sglang", {}, 128).max_tokens == 128
     assert of("sglang", {"max_new_tokens": None}, 128).max_tokens is None
-    assert [of("ollama", {"num_predict": n}).max_tokens for n in (-1, -2, 3)] == [None, None, 3]
+    assert [of("ollama", {"num_predict": n}).max_tokens for n in (0, -1, -2, 3)] == [None, None, None, 3]
 
 
 def test_logprobs() -> None:

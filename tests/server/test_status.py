@@ -148,6 +148,36 @@ def test_the_openapi_document_is_whole(http: httpx.Client):
     resolved(document["paths"])
 
 
+def test_the_openapi_document_says_what_answers_are(http: httpx.Client):
+    paths = http.get("/openapi.json").json()["paths"]
+
+    def content(path: str, method: str = "post") -> set[str]:
+        return set(paths[path][method]["responses"]["200"].get("content", ()))
+
+    both = {"application/json", "text/event-stream"}
+    for path in ("/generate", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"):
+        assert content(path) == both
+    assert content("/v1/programs") == both
+    assert content("/api/chat") == content("/api/generate") == {"application/json", "application/x-ndjson"}
+    assert (content("/metrics", "get"), content("/health", "get")) == ({"text/plain"}, set())
+    assert content("/version", "get") == content("/tokenize") == {"application/json"}
+
+
+@pytest.mark.parametrize("root", ["", "/llm"])
+def test_a_slash_at_the_end_of_a_path_is_none(root: str):
+    with serving(root_path=root) as served, httpx.Client(base_url=served.url, timeout=WAIT) as http:
+        answer = http.post("/generate/", json=BODY)
+        assert (answer.status_code, "location" in answer.headers) == (200, False)
+        assert http.post("/v1/chat/completions/", json={}).json()["error"]["param"] == "messages"
+        assert http.post("/v1/messages/", json={}).json()["type"] == "error"
+        assert http.get("/v1/models/").json() == http.get("/v1/models").json()
+        assert http.get("/v1/models/tiny/").json()["id"] == "tiny"
+        for path in ("/generate//", "/docs/", "/dashboard/", "/nothing/"):
+            assert (http.post if path == "/generate//" else http.get)(path).status_code == 404
+        assert http.get("/").json()["server"] == "ramet"
+        assert http.get(f"{root}/").json()["server"] == "ramet"
+
+
 def test_the_openapi_document_is_made_once_and_not_on_the_loop(monkeypatch: pytest.MonkeyPatch):
     """It takes a tenth of a second: on the event loop all streams would stand still for it."""
     made: list[bool] = []
@@ -234,6 +264,11 @@ def test_cross_origin_answers_name_the_origin():
     with serving(cors_origin=("https://page.example",)) as served:
         head = {"origin": "https://page.example"}
         assert httpx.get(f"{served.url}/version", headers=head).headers["access-control-allow-origin"] == head["origin"]
+        answer = httpx.post(f"{served.url}/generate", headers=head, json={"text": 5})
+        shown = answer.headers["access-control-expose-headers"].lower().split(", ")
+        for name in ("x-request-id", "request-id", "retry-after", "retry-after-ms", "x-ramet-warnings"):
+            assert name in shown
+        assert "idempotent-replayed" in shown
         preflight = {**head, "access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
         assert httpx.options(f"{served.url}/generate", headers=preflight).status_code == 200
         other = httpx.get(f"{served.url}/version", headers={"origin": "https://other.example"})
