@@ -1,31 +1,38 @@
 """Compiling: a program's body is run against symbols, once per path, and becomes a plan.
 
 In: a function of a state and arguments, some of them left open. Out: a `Document`, and what only this process can
-hold: how typed values are read, which dataclasses are returned. Every path is traced with two kinds of sentinels: a
-body that records the same under both has not looked at them in a way that symbols cannot see; where it does not, the
-plan ends in a graph break.
+hold: how typed values are read, which dataclasses are returned. Every path is traced with several kinds of sentinels:
+a body that records the same under all of them has not looked at them in a way that symbols cannot see; where it does
+not, the plan ends in a graph break.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import heapq
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import msgspec
 
+from ramet.frontend.blanked import agrees, difference
 from ramet.frontend.collecting import Collector
 from ramet.frontend.endless import Lines, watched
+from ramet.frontend.errors import ConstraintError
+from ramet.frontend.eyes import seen, table
 from ramet.frontend.host import enter_backend, inside_async_body
+from ramet.frontend.naming import NamingCore
 from ramet.frontend.parameters import Opened
-from ramet.frontend.planned import Break, Decision, Document, Node, Read, Return, Step
-from ramet.frontend.probes import Probe
+from ramet.frontend.planned import Break, Const, Decision, Document, Node, Read, Return, Returned, Step
+from ramet.frontend.probes import Blank, Probe
 from ramet.frontend.returned import Types, returned
 from ramet.frontend.state import State
-from ramet.frontend.traced import Nowhere, TraceCore, TraceExecution, TraceState
+from ramet.frontend.symbols import Symbol
+from ramet.frontend.traced import Nowhere, TraceExecution, TraceState
 from ramet.frontend.tracing import Choice, Found, Shared, Stop, Trace
 from ramet.frontend.users import foreign, line_of
 from ramet.frontend.watch import Watch, constants
@@ -33,6 +40,10 @@ from ramet.frontend.watch import Watch, constants
 _DIFFERS = (
     "the program does something else here when texts that only a run knows differ, or from one run to the next: it "
     "depends on such a text, on chance, on time or on the world outside"
+)
+_KEPT = (
+    "the body keeps in {!r}, outside of itself, what it makes of arguments or values: a plan that runs without its "
+    "Python would not"
 )
 Readers = dict[str, Callable[[str], Any]]
 
@@ -93,6 +104,26 @@ def compiled(job: Job) -> Compiled:
     return result
 
 
+class _Seeing(Lines):
+    """Counts the lines of a traced body, and ends the trace at those that look at a text made of symbols."""
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
+        counting = super().__call__(frame, event, arg)
+        lines = table(frame.f_code).lines if counting is not None else {}
+        if counting is None or not lines:
+            return counting
+
+        def looking(frame: FrameType, event: str, arg: Any) -> Any:
+            if event == "line" and frame.f_lineno in lines and self.trace.end is None:
+                look = seen(frame, lines[frame.f_lineno])
+                if look:
+                    self.trace.look(look)
+            counting(frame, event, arg)
+            return looking
+
+        return looking
+
+
 class _Explorer:
     """Finds every path: the outcomes so far are a script, and each new decision adds a script per further outcome."""
 
@@ -129,8 +160,9 @@ class _Explorer:
         return self._merged(paths, bool(scripts))
 
     def _path(self, script: Sequence[int]) -> Path:
-        """A path, traced twice."""
-        first = self._trace(Probe(), script)
+        """A path, traced twice, and once more where it has sentinels."""
+        probe = Probe()
+        first = self._trace(probe, script)
         if isinstance(first.end, Break) and first.end.kind == "limit":
             return Path(first.found, first.end, first.readers)
         second = self._trace(Probe(constants(self._codes)), script)
@@ -145,13 +177,26 @@ class _Explorer:
         if end != second.end and not (isinstance(end, Break) and isinstance(second.end, Break)):
             broken = end if isinstance(end, Break) else second.end if isinstance(second.end, Break) else None
             end = broken or Break("differs", _DIFFERS, end.where)
-        return Path(found, end, first.readers)
+        path = Path(found, end, first.readers)
+        return self._blanked(path, script) if probe.used else path
+
+    def _blanked(self, path: Path, script: Sequence[int]) -> Path:
+        """The path, up to where it would be another one if all texts that only a run knows were empty."""
+        blank = self._trace(Blank(), script)
+        at = difference(path.found, blank.found, not blank.refused)
+        if at is not None and at < len(path.found):
+            return Path(path.found[:at], Break("differs", _DIFFERS, path.found[at].where), path.readers)
+        if isinstance(path.end, Break) or (at is None and blank.refused):
+            return path
+        if at is None and isinstance(blank.end, Return) and agrees(path.end.value, blank.result):
+            return path
+        return Path(path.found, Break("differs", _DIFFERS, path.end.where), path.readers)
 
     def _trace(self, probe: Probe, script: Sequence[int]) -> Trace:
         if self.lines.given_up:
             raise Stop
         trace = Trace(probe, script, self._job.max_paths, self._shared)
-        self.lines = Lines(trace)
+        self.lines = Lines(trace) if probe.others else _Seeing(trace)
         self._traces += 1
         context = contextvars.copy_context()
         with self._collector:
@@ -164,7 +209,7 @@ class _Explorer:
         job = self._job
         execution = TraceExecution(job.name, trace)
         enter_backend(Nowhere(trace, opened=True))
-        state = TraceState(TraceCore(execution, execution.record.root, job.sampling))
+        state = TraceState(NamingCore(execution, execution.record.root, job.sampling))
         watch = Watch(trace, job.code, self._codes)
         before, tracer = sys.getprofile(), sys.gettrace()
         try:
@@ -176,7 +221,9 @@ class _Explorer:
             self._unwatch(trace, None, tracer)
             execution.body_returned(None)
             if trace.end is None:
-                trace.end = Return(returned(value, trace, self._types), watch.returned or job.where)
+                where, kept = watch.returned or job.where, watch.outside.kept()
+                trace.end = Break("differs", _KEPT.format(kept), where) if kept else None
+                trace.end = trace.end or Return(self._returned(value, trace), where)
         except Stop:
             pass
         except BaseException as error:  # noqa: BLE001 - a body may raise whatever it likes: that is how the path ends
@@ -184,9 +231,16 @@ class _Explorer:
             _raised(error, trace, job.where)
         finally:
             self._unwatch(trace, before, tracer)
+            trace.over = True
             if isinstance(trace.end, Break) and not trace.end.where:  # it has returned
                 trace.end = msgspec.structs.replace(trace.end, where=watch.returned or job.where)
             execution.forget()
+
+    def _returned(self, value: Any, trace: Trace) -> Returned:
+        if isinstance(trace.probe, Blank):  # its texts say nothing of where they are from
+            trace.result = value
+            return Const(None)
+        return returned(value, trace, self._types)
 
     @staticmethod
     def _unwatch(trace: Trace, profiler: Any, tracer: Any) -> None:
@@ -302,6 +356,7 @@ def _waiting(body: Any) -> str:
 def _raised(error: BaseException, trace: Trace, where: str) -> None:
     if trace.end is not None:
         return
+    trace.refused = isinstance(error, ConstraintError)
     step = error.__traceback__
     while step is not None:
         name = str(step.tb_frame.f_globals.get("__name__", ""))
@@ -314,10 +369,10 @@ def _raised(error: BaseException, trace: Trace, where: str) -> None:
 
 def _message(error: BaseException) -> str:
     """What an error says; of one that quotes symbols, which only a run could, what it was made from."""
-    try:
-        return str.__str__(str(error))
-    except BaseException:  # noqa: BLE001 - also a body's own __str__ may raise, or look
-        return ", ".join(str.__str__(each) if isinstance(each, str) else type(each).__name__ for each in error.args)
+    with contextlib.suppress(BaseException):  # a body's own __str__ may raise, or look
+        if not any(isinstance(each, Symbol) for each in error.args):
+            return str.__str__(str(error))
+    return ", ".join(str.__str__(each) if isinstance(each, str) else type(each).__name__ for each in error.args)
 
 
 def _short(value: object) -> str:

@@ -12,10 +12,20 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from ramet.frontend.errors import PlanError
-from ramet.frontend.ir import ROOT, AnyOp, Event, Failed, Finished, Fork, Gen, Join, Put, Ref, Select, Text
+from ramet.frontend.errors import ParseError, PlanError, TruncatedError
+from ramet.frontend.ir import ROOT, AnyOp, Choices, Event, Failed, Finished, Fork, Gen, Join, Put, Ref, Select, Text
 from ramet.frontend.planned import Break, Decision, Document, Param, Part, Return, Step, Use
 from ramet.frontend.types import check_choices
+
+_SHOWN = 200  # characters of a text that an error shows
+
+
+class UnreadError(ParseError, PlanError):
+    """A value that the plan needs, or decides by, is not of its type."""
+
+
+class CutError(TruncatedError, PlanError):
+    """max_tokens ended a value that the plan needs, or decides by, before it could be read."""
 
 
 class Course:
@@ -54,7 +64,8 @@ class Course:
         return self._go()
 
     def take(self, event: Event) -> list[AnyOp]:
-        """What can go now that this has happened."""
+        """What can go now that this has happened. Raises `UnreadError` or `CutError` for a value that cannot be
+        read."""
         if isinstance(event, Failed):
             return self._lose(event)
         if not isinstance(event, Finished):
@@ -105,6 +116,8 @@ class Course:
 
     def _next(self, decision: Decision, text: str) -> int:
         if text not in decision.outcomes:
+            if isinstance(decision.on, Use):
+                raise self._unread(decision.on.op, text, f"it must be one of {', '.join(map(repr, decision.outcomes))}")
             raise PlanError(f"{text!r} is none of the outcomes that the plan knows at {decision.where}")
         return decision.nodes[decision.outcomes.index(text)]
 
@@ -165,9 +178,31 @@ class Course:
         if isinstance(part, Param):
             return self.texts[part.name]
         value = self.values.get(part.op)
-        if value is None or isinstance(part, Ref) or part.read not in ("int", "float"):
-            return value
-        return str(int(value) if part.read == "int" else float(value))
+        return value if value is None or isinstance(part, Ref) else self._read(part, value)
+
+    def _read(self, use: Use, value: str) -> str:
+        """What a program would say of a value that it has read. Raises `UnreadError` or `CutError`."""
+        if use.read in ("int", "float"):
+            try:
+                return str(int(value) if use.read == "int" else float(value))
+            except ValueError:
+                raise self._unread(use.op, value, f"it is no {use.read}") from None
+        op = self._steps[self._ids[use.op]].op
+        if use.read == "json" and isinstance(op, Gen) and isinstance(op.constraint, Choices):
+            choices = op.constraint.choices
+            if value not in choices:
+                raise self._unread(use.op, value, f"it must be one of {', '.join(map(repr, choices))}")
+        return value
+
+    def _unread(self, op: str, text: str, why: str) -> ParseError:
+        """The error of reading a value."""
+        step = self._steps[self._ids[op]]
+        tail = text if len(text) <= _SHOWN else "..." + text[-_SHOWN:]
+        where, branch = step.where, self._seqs[step.op.seq]
+        if op in self.cut:
+            message = f"{tail!r}: max_tokens ended it; raise max_tokens, or ask for less"
+            return CutError(message, text=text, where=where, branch=branch)
+        return UnreadError(f"{tail!r}: {why}", text=text, where=where, branch=branch)
 
     def _made(self, step: Step) -> list[AnyOp]:
         """The operation itself, numbered as a body that runs would: a text that is empty is none."""
@@ -230,7 +265,8 @@ class Course:
         if step is None:
             return []
         self._failures[step.op.id] = event
-        decides = self._decision is not None and self._decision.on == Use(step.op.id)
+        on = self._decision.on if self._decision is not None else None
+        decides = isinstance(on, Use) and on.op == step.op.id
         if self.failed is None and (decides or (step.op.id in self._waiters and step.op.id not in self.values)):
             self.failed = event
         return []

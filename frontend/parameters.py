@@ -18,7 +18,6 @@ from ramet.frontend.errors import ConstraintError, PlanError
 from ramet.frontend.planned import Param, Parameter
 from ramet.frontend.symbols import Opaque, Symbol
 from ramet.frontend.tracing import Trace
-from ramet.frontend.types import finite
 
 _ARGUMENTS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -82,13 +81,38 @@ def _opened(name: str, note: Any, where: str) -> Opened:
         raise ConstraintError(
             f"{name}: {note}: which of its types an argument has cannot be left open; compile({name}=...)", where=where
         )
-    table = finite(note, where)
+    table = _table(note)
     if table is not None:
-        return Opened(Parameter(name, "finite", tuple(table)), note, table)
+        return Opened(Parameter(name, "finite", _Texts(table)), note, table)
     origin = get_origin(note) or note
     if origin is typing.Annotated:
         return _opened(name, get_args(note)[0], where)
     return Opened(Parameter(name, "value"), origin)
+
+
+def _table(note: Any) -> dict[str, Any] | None:
+    """Text → value of a type of finitely many values that differ in their texts; None for every other type."""
+    if note is bool:
+        values: list[Any] = [True, False]
+    elif get_origin(note) is typing.Literal:
+        values = list(get_args(note))
+    elif isinstance(note, type) and issubclass(note, enum.Enum):
+        values = list(note)
+    else:
+        return None
+    table = {_finite_text(value): value for value in values}
+    return table if table and len(table) == len(values) else None
+
+
+class _Texts(tuple[str, ...]):
+    """The texts of a parameter of few values, which also knows the values: those of a plan from a file do not."""
+
+    table: Mapping[str, Any]
+
+    def __new__(cls, table: Mapping[str, Any]) -> _Texts:
+        texts = super().__new__(cls, table)
+        texts.table = table
+        return texts
 
 
 def text_of(parameter: Parameter, value: object) -> str:
@@ -96,13 +120,35 @@ def text_of(parameter: Parameter, value: object) -> str:
     if parameter.kind == "text":
         if not isinstance(value, str):
             raise PlanError(f"{parameter.name}={value!r:.80}: must be a str")
-        return value
+        return _said(parameter.name, value, str.__str__(value))
     if parameter.kind == "value":
-        return str(value)
+        return _said(parameter.name, value, str(value))
     text = _finite_text(value)
-    if text not in parameter.domain:
-        raise PlanError(f"{parameter.name}={value!r:.80}: must be one of {', '.join(parameter.domain)}")
+    table = parameter.domain.table if isinstance(parameter.domain, _Texts) else None
+    known = value if table is None else table.get(text)
+    if text not in parameter.domain or not _is(value, known):
+        raise PlanError(f"{parameter.name}={value!r:.80}: must be one of {_listed(parameter.domain, table)}")
     return text
+
+
+def _said(name: str, value: object, text: str) -> str:
+    """The text of an argument, which a plan says wherever its program says the argument."""
+    if type(value) is not str and not (str(value) == format(value) == text):
+        raise PlanError(
+            f"{name}={value!r:.80}: a {type(value).__name__} has several texts: {text!r:.80}, by str() "
+            f"{str(value)!r:.80}, in an f-string {format(value)!r:.80}; give the text that is meant, or run the program"
+        )
+    return text
+
+
+def _is(value: object, known: object) -> bool:
+    """It is the one of few values that a program would take it for."""
+    return value is known or (type(value) is type(known) and value == known)
+
+
+def _listed(domain: tuple[str, ...], table: Mapping[str, Any] | None) -> str:
+    members = table is not None and any(isinstance(value, enum.Enum) for value in table.values())
+    return ", ".join(map(str, table.values()) if table is not None and members else domain)
 
 
 def _finite_text(value: object) -> str:

@@ -6,6 +6,7 @@ In: such a type (pydantic is imported here, for programs that use it). Out: its 
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pydantic
@@ -33,13 +34,29 @@ class _Closed(GenerateJsonSchema):
 
     def decimal_schema(self, schema: Any) -> JsonSchemaValue:
         found = super().decimal_schema(schema)
-        return next((each for each in found.get("anyOf", ()) if each.get("type") == "number"), found)
+        number = next((each for each in found.get("anyOf", ()) if each.get("type") == "number"), found)
+        return _digits(number, schema.get("max_digits"), schema.get("decimal_places"))
 
     def set_schema(self, schema: Any) -> JsonSchemaValue:
         return _without("uniqueItems", super().set_schema(schema))
 
     def frozenset_schema(self, schema: Any) -> JsonSchemaValue:
         return _without("uniqueItems", super().frozenset_schema(schema))
+
+
+def _digits(number: JsonSchemaValue, digits: int | None, places: int | None) -> JsonSchemaValue:
+    """A number of at most so many digits, and of these so many behind the point."""
+    if places is None:
+        if digits is not None:
+            raise Unsupported(f"max_digits={digits}: holds for a text only together with decimal_places; give both")
+        return number
+    step = Decimal(1).scaleb(-places)
+    found = {"multipleOf": int(step) if places == 0 else float(step), **number}
+    if digits is not None:
+        most = float(Decimal(1).scaleb(digits - places) - step)
+        found["minimum"] = max(found.get("minimum", -most), -most)
+        found["maximum"] = min(found.get("maximum", most), most)
+    return found
 
 
 def _closed(schema: JsonSchemaValue) -> JsonSchemaValue:

@@ -19,6 +19,7 @@ from ramet.frontend.expressions import ROLES, Concat, GenExpr, Piece, RoleExpr, 
 from ramet.frontend.ir import SelectMethod
 from ramet.frontend.options import GenOptions
 from ramet.frontend.roles import RoleScope, ScopeVariable
+from ramet.frontend.symbols import settled
 from ramet.frontend.tools import ToolReply
 from ramet.frontend.transcript import chat_messages, full_text, meta_info, settle, settle_async
 from ramet.frontend.types import check_choices, check_method
@@ -125,7 +126,8 @@ class State:
         """Append the most likely of `choices`; `meta` of the value carries the scores."""
         where = user_line()
         self._core.check(where)
-        return self._core.select(name, check_choices(choices, where), check_method(method, where, "method"), where)
+        method = check_method(settled(method, "chooses a method by"), where, "method")
+        return self._core.select(name, check_choices(choices, where), method, where)
 
     @overload
     def reply(
@@ -190,7 +192,7 @@ class State:
 
     def role(self, role: str, content: Piece | None = None) -> RoleScope | None:
         """A message of `role`: with its content, or `with s.role("user"): ...` around what makes it up."""
-        where = user_line()
+        where, role = user_line(), settled(role, "names a role by")
         if role not in ROLES:
             raise ConstraintError(f"role={role!r}: must be one of {', '.join(ROLES)}", where=where)
         return self._role(role, content, where)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
 
 from ramet.frontend.planned import Param, Use
@@ -23,6 +24,9 @@ class Observer(Protocol):
 
     def decide(self, on: Param | Use, domain: tuple[str, ...]) -> str:
         """Python looks at one of few texts: which one it is on this path."""
+
+    def written(self, frame: FrameType) -> None:
+        """Python writes it into another text, at the instruction at which a frame is."""
 
 
 class Symbol(str):
@@ -48,9 +52,11 @@ class Symbol(str):
         return self._observer.look(f"{doing} {name}")
 
     def __str__(self) -> str:
+        self._observer.written(sys._getframe(1))
         return self
 
     def __format__(self, spec: str) -> str:
+        self._observer.written(sys._getframe(1))
         return self if not spec else format(self.decided("formats"), spec)
 
     def __add__(self, other: str) -> str:
@@ -66,7 +72,7 @@ class Symbol(str):
         return Symbol.of(str.join(self, parts), self._observer)
 
     def __repr__(self) -> str:
-        return str.__repr__(self.decided("quotes"))
+        return str.__repr__(str.__str__(self) if _inside() else self.decided("quotes"))
 
     def __bool__(self) -> bool:
         return True if _inside() else bool(self.decided("tests"))
@@ -121,6 +127,11 @@ for _name in dir(str):
         setattr(Symbol, _name, _watched(_name, _doing))
 
 
+def settled(text: Any, doing: str) -> Any:
+    """What a text is on this path; the trace ends where it is a symbol that may be anything."""
+    return text.decided(doing) if isinstance(text, Symbol) else text
+
+
 class Opaque:
     """A value that is no str: an argument, or the value of a typed generation. Its text can be said where `said` tells
     how Python writes it; everything else ends the trace."""
@@ -152,11 +163,13 @@ class Opaque:
     def __str__(self) -> str:
         if self._said is None:
             self._look("writes out")
+        self._observer.written(sys._getframe(1))
         return Symbol.of(self._said, self._observer)
 
     def __format__(self, spec: str) -> str:
         if spec:
             self._look("formats")
+        self._observer.written(sys._getframe(1))
         return str(self)
 
     def __getattr__(self, name: str) -> Any:
@@ -197,6 +210,12 @@ for _doing, _names in _LOOKS.items():
 def is_opaque(value: object) -> bool:
     """Whether it is a stand-in (its `__class__` says otherwise)."""
     return type(value) is Opaque
+
+
+def look(value: object, doing: str) -> None:
+    """Python does something with the value: the trace ends where it is a stand-in."""
+    if type(value) is Opaque:
+        value._look(doing)
 
 
 def opaque(value: object) -> Opaque:

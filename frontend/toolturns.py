@@ -18,6 +18,7 @@ from ramet.frontend.expressions import Expr
 from ramet.frontend.ir import Tool, Tools
 from ramet.frontend.options import checked
 from ramet.frontend.roles import RoleScope
+from ramet.frontend.symbols import look
 from ramet.frontend.tools import Call, ToolReply, all_offered, wanted_reply
 from ramet.frontend.values import Value, call_value
 
@@ -65,6 +66,7 @@ def reply_with_tools(
 
 def run_tools(core: Core, reply: Any, errors: Any, append: Callable[[Expr], None], where: str) -> list[Value[str]]:
     """Run the calls of a reply, and append a tool message with the result of each, in their order."""
+    look(reply, "runs the tools of")
     if not isinstance(reply, ToolReply):
         kind = "an unread value: read it with .get() or await" if isinstance(reply, Value) else type(reply).__name__
         raise ConstraintError(f"run_tools takes what reply(tools=...) gave, got {kind}", where=where)

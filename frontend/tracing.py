@@ -9,19 +9,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import CodeType, FrameType
 from typing import Any, NoReturn
 
 import msgspec
 
 from ramet.frontend.constraints import Wanted
 from ramet.frontend.entries import Entry, merged
+from ramet.frontend.errors import PlanError
+from ramet.frontend.eyes import among_alike, taker
+from ramet.frontend.handlers import handled
 from ramet.frontend.ir import Choices, Gen, Meta, Put, Ref, Select, Text
 from ramet.frontend.lineage import named_values
 from ramet.frontend.planned import Break, BreakKind, Param, Part, Read, Return, Step, Use
-from ramet.frontend.probes import Altered, Probe, marked
+from ramet.frontend.probes import Altered, Blank, Probe, marked
 from ramet.frontend.sampling import Sampling
-from ramet.frontend.symbols import Opaque, Symbol
-from ramet.frontend.users import place, places
+from ramet.frontend.symbols import Opaque, Symbol, settled
+from ramet.frontend.users import foreign, own, place, places
 
 _META = Meta()
 MOST_STEPS = 10_000  # of one path
@@ -120,7 +124,11 @@ class Trace:
         self._most_choices = most_choices
         self.found: list[Found] = []
         self.end: Break | Return | None = None
+        self.over = False  # its body has ended: whoever looks at a symbol now has kept it
         self.readers: dict[str, Callable[[str], Any]] = {}  # typed values: op → text → value
+        self.result: Any = None  # of a trace whose texts are empty: what its body has returned
+        self.refused = False  # the language took an argument for invalid
+        self.given: set[tuple[CodeType, int]] = set()  # calls whose first argument is a text made of symbols
         self.moves = 0  # what was found, and texts that were appended
         self._texts = self._steps = 0
         self._looks = 0  # at values that are decided, since it last moved
@@ -131,12 +139,20 @@ class Trace:
     # --- what ends it ---
 
     def stop(self, kind: BreakKind, reason: str, where: str = "") -> NoReturn:
-        """Python must go on from here."""
+        """Python must go on from here. Raises `PlanError` where it has gone on: the trace is over."""
+        self._refuse_kept()
         if self.end is None:
             lines = [where] if where else places()  # a line may stand there twice: comprehensions have a frame
             called = f" (called from {lines[-1]})" if lines and lines[-1] != lines[0] else ""
             self.end = Break(kind, reason + called, lines[0] if lines else place())
         raise Stop
+
+    def _refuse_kept(self) -> None:
+        if self.over:
+            raise PlanError(
+                "this stand-in for an argument or a value of a compiled program does not leave it: the body was traced "
+                "to compile it, and has kept what it was given there; keep nothing outside of the body, return it"
+            )
 
     def look(self, what: str) -> NoReturn:
         """See `symbols.Observer`."""
@@ -156,10 +172,22 @@ class Trace:
 
         return named_values(self.probe.readable(text, part), name)
 
+    def written(self, frame: FrameType) -> None:
+        """See `symbols.Observer`."""
+        if own(frame) or foreign(frame.f_code.co_filename) or isinstance(self.probe, Blank):
+            return
+        taken = taker(frame.f_code, frame.f_lasti)
+        if taken is not None and taken.doing == "calls":
+            if taken.position == 0:
+                self.given.add((frame.f_code, taken.offset))
+        elif taken is not None and not among_alike(frame, taken.offset):
+            self.look(f"{taken.doing} a text that only a run knows")
+
     # --- what it reads ---
 
     def decide(self, on: Param | Use, domain: tuple[str, ...]) -> str:
         """See `symbols.Observer`."""
+        self._refuse_kept()
         known = self._taken.get(on)
         if known is not None:
             self._looks += 1
@@ -184,21 +212,27 @@ class Trace:
         """What reading a typed value gives."""
         assert want.read is not None
         self._reads(entry)
-        use = Use(entry.id)
-        values = [want.read(text, _META) for text in want.choices]
+        read = want.read
+        sampled = isinstance(entry.op, Gen)
+        use = Use(entry.id, "json") if sampled else Use(entry.id)
+        if sampled:  # what chooses by likelihood gives one of the choices
+            self.readers[entry.id] = lambda text: read(text, _META)
+        values = [read(text, _META) for text in want.choices]
         if want.choices and all(type(v) is str and v == t for v, t in zip(values, want.choices, strict=True)):
             return Symbol.of(self.probe.text(use), self, use, want.choices)
         if want.choices:
             return values[want.choices.index(self.decide(use, want.choices))]
-        read = want.read
-        self.readers[entry.id] = lambda text: read(text, _META)
         number = {"int": Use(entry.id, "int"), "float": Use(entry.id, "float")}.get(want.name)
         said = self.probe.text(number) if number else None
-        return Opaque(self, number or Use(entry.id, "json"), _kind(want.name), said)
+        return Opaque(self, number or use, _kind(want.name), said)
 
     def _reads(self, entry: Entry) -> None:
+        self._refuse_kept()
         if entry.id not in self._read:
             self._read.add(entry.id)
+            with self.unwatched:
+                if handled(sys._getframe(1)):
+                    self.stop("feature", "the program itself handles an error of what it reads here")
             self._add(Read(entry.id, self._steps, self._place()))
 
     def _place(self) -> str:
@@ -239,14 +273,15 @@ class Trace:
         if entry.kind in ("text", "put"):
             parts = self._parts(entry)
             if entry.kind == "put":
-                return Step(Put(id=entry.id, seq=entry.seq.path, var=entry.var, value=""), entry.where, parts)
+                var = settled(entry.var, "names a variable by")
+                return Step(Put(id=entry.id, seq=entry.seq.path, var=var, value=""), entry.where, parts)
             return Step(Text(id=entry.id, seq=entry.seq.path, parts=()), entry.where, parts) if parts else None
         op = entry.op
         assert op is not None, entry.kind
         if isinstance(op, Select) and any(marked(choice) for choice in op.choices):
             choices = tuple(self._cut(choice, entry.where) for choice in op.choices)
             return Step(msgspec.structs.replace(op, choices=()), entry.where, choices=choices)
-        raw = msgspec.json.encode(op).decode()
+        raw = msgspec.json.encode(op, enc_hook=str.__str__).decode()  # of symbols
         if marked(raw):
             kind = type(op).__name__
             self.stop("look", f"an option of this {kind} is made from {self.probe.names(raw)}", entry.where)

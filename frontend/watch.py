@@ -14,6 +14,9 @@ from typing import Any
 
 from ramet.frontend import roles, run, transcript, values
 from ramet.frontend.branches import Branches
+from ramet.frontend.escapes import Outside
+from ramet.frontend.eyes import SEARCHES, alike, searched
+from ramet.frontend.host import inside_async_body
 from ramet.frontend.planned import BreakKind
 from ramet.frontend.probes import marked
 from ramet.frontend.tracing import Trace
@@ -53,6 +56,7 @@ class Watch:
         self._body = body
         self._codes = codes
         self._quiet: set[CodeType] = set()  # the language's own functions that mean nothing here
+        self.outside = Outside(body)
         self.returned = ""
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
@@ -64,6 +68,7 @@ class Watch:
             self._called_c(frame, arg)
         elif event == "return" and frame.f_code is self._body:
             self.returned = line_of(frame)
+            self.outside.returned(frame)
 
     def _called(self, frame: FrameType) -> None:
         code = frame.f_code
@@ -71,6 +76,7 @@ class Watch:
             self._language(frame, code)
         elif not foreign(code.co_filename):
             self._codes.add(code)
+            self.outside.called(frame)
         elif frame.f_back is not None and not own(frame.f_back) and not _foreign_frame(frame.f_back):
             module = str(frame.f_globals.get("__name__", ""))
             if module not in _CARRIERS.split() and any(_marked(value) for value in frame.f_locals.values()):
@@ -96,12 +102,25 @@ class Watch:
     def _called_c(self, frame: FrameType, function: Any) -> None:
         if own(frame):
             return
+        if getattr(function, "__module__", "") == "_asyncio" and inside_async_body.get() and not _own_caller(frame):
+            self._trace.stop("wait", "the body uses its event loop, which only a run has")
         owner = getattr(function, "__self__", None)
         if type(owner) is str and marked(owner):
             if function.__name__ not in _HARMLESS:
                 self._trace.stop("look", f"Python calls {function.__name__}() of text that only a run knows")
+        elif type(owner) in SEARCHES and not _foreign_frame(frame):
+            self._searched(frame, owner, function.__name__)
         elif isinstance(owner, re.Pattern) and any(_marked(value) for value in frame.f_locals.values()):
             self._trace.stop("look", f"a regular expression is matched where {self._names(frame)} only a run knows")
+
+    def _searched(self, frame: FrameType, owner: Any, method: str) -> None:
+        """The user calls a method, of which some look for their argument."""
+        variable = searched(frame, owner, method)
+        if variable:
+            self._trace.look(f"calls {method}() with {variable}, a text that only a run knows")
+        given = (frame.f_code, frame.f_lasti) in self._trace.given
+        if given and method in SEARCHES[type(owner)] and (isinstance(owner, str) or not alike(owner)):
+            self._trace.look(f"calls {method}() with a text that only a run knows")
 
     def _names(self, frame: FrameType) -> str:
         return " and ".join(name for name, value in frame.f_locals.items() if _marked(value)) + " holds text that"
@@ -109,6 +128,14 @@ class Watch:
 
 def _foreign_frame(frame: FrameType) -> bool:
     return foreign(frame.f_code.co_filename)
+
+
+def _own_caller(frame: FrameType) -> bool:
+    """The language has called asyncio's code here."""
+    caller: FrameType | None = frame
+    while caller is not None and str(caller.f_globals.get("__name__", "")).partition(".")[0] == "asyncio":
+        caller = caller.f_back
+    return caller is not None and own(caller)
 
 
 def _marked(value: object) -> bool:
