@@ -11,11 +11,12 @@ from typing import Any
 
 import pydantic
 from pydantic.errors import PydanticUserError
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic.json_schema import GenerateJsonSchema, JsonRef, JsonSchemaValue
 from pydantic_core import SchemaError
 
 from ramet.frontend.shapes import Unsupported, shown
 
+_DISTINCT = 60  # values that items may have of which no two are equal
 _LONGEST = 200  # characters of a message about a value
 
 
@@ -38,10 +39,18 @@ class _Closed(GenerateJsonSchema):
         return _digits(number, schema.get("max_digits"), schema.get("decimal_places"))
 
     def set_schema(self, schema: Any) -> JsonSchemaValue:
-        return _without("uniqueItems", super().set_schema(schema))
+        return self._set(super().set_schema(schema))
 
     def frozenset_schema(self, schema: Any) -> JsonSchemaValue:
-        return _without("uniqueItems", super().frozenset_schema(schema))
+        return self._set(super().frozenset_schema(schema))
+
+    def _set(self, found: JsonSchemaValue) -> JsonSchemaValue:
+        """Equal items make a set smaller: they are forbidden where that would be too small, and can be."""
+        items = found.get("items", {})
+        if "$ref" in items:
+            items = self.get_schema_from_definitions(JsonRef(items["$ref"])) or {}
+        few = items.get("type") == "boolean" or 0 < len(items.get("enum", ())) <= _DISTINCT
+        return found if few and found.get("minItems", 0) > 1 else _without("uniqueItems", found)
 
 
 def _digits(number: JsonSchemaValue, digits: int | None, places: int | None) -> JsonSchemaValue:

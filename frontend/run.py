@@ -56,8 +56,9 @@ class Run(State, Generic[R]):
         """What the body returned, once it and everything that it recorded is done.
 
         Raises the body's own exception; failures of operations that nobody read (an ExceptionGroup when there are
-        several); `Aborted`, `ProgramTimeout`, `TransportError`. `timeout` (seconds) limits this wait alone, and
-        raises `ProgramTimeout` without ending the program. Ctrl-C cancels the program.
+        several), but not that a text is no value of its type, which only a reader is told; `Aborted`, `ProgramTimeout`,
+        `TransportError`. `timeout` (seconds) limits this wait alone, and raises `ProgramTimeout` without ending the
+        program. Ctrl-C cancels the program.
         """
         self._wait(timeout)
         return self._outcome()

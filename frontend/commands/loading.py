@@ -22,15 +22,15 @@ from ramet.frontend.program import Program
 _TARGET = re.compile(r"(?P<file>.+\.py)(?::(?P<name>[^:/\\]*))?", re.DOTALL)
 
 
-def split(target: str) -> tuple[Path, str] | None:
+def split(target: str, remedy: str = "give FILE.py or FILE.py:NAME") -> tuple[Path, str] | None:
     """File and name of "FILE.py:name"; None when `target` is a prompt. A sentence that ends in ".py" is one, unless
-    there is such a file. Raises `WrongUsage` for a path that is there and no .py file."""
+    there is such a file. Raises `WrongUsage`, which names the remedy, for a path that is there and no .py file."""
     found = _TARGET.fullmatch(target)
     if found and (os.path.exists(found["file"]) or not any(character.isspace() for character in target)):
         return Path(found["file"]), found["name"] or ""
     if os.path.exists(target):
         kind = "folder" if os.path.isdir(target) else "file"
-        raise WrongUsage(f"{target}: is a {kind}, not a .py file; to ask a model about it, pipe the prompt in")
+        raise WrongUsage(f"{target}: is a {kind}, not a .py file; {remedy}")
     return None
 
 

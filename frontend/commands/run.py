@@ -63,7 +63,7 @@ def run(options: Options, early: Early | None = None) -> int:
         raise WrongUsage(f"--html {options.html}: its folder does not exist")
     if options.events and options.json:
         raise WrongUsage("--events and --json: choose one; the last line of --events has the result")
-    found = split(options.target)
+    found = split(options.target, "to ask a model about it, pipe the prompt in")
     if found is None:
         return _prompt(options, early)
     try:

@@ -233,7 +233,9 @@ def test_which_program(folder: Path) -> None:
     assert "has no program; mark a function" in error(run("none.py"))
     assert load(folder / "none.py", "pair").__name__ == "pair"
     assert "nowhere.py: no such file" in error(run("nowhere.py"))
-    assert ": is a folder, not a .py file" in error(run(str(folder)))
+    assert ": is a folder, not a .py file; to ask a model about it" in error(run(str(folder)))
+    with pytest.raises(WrongUsage, match=r"is a folder, not a \.py file; give FILE\.py or FILE\.py:NAME$"):
+        split(str(folder))  # of commands that ask no model
 
 
 def test_a_file_finds_what_lies_beside_it_and_nothing_of_ours(folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""Decimals of pydantic models: digits and places are what the text is held to, or are refused."""
+"""Digits of pydantic's decimals and items of its sets: what the text is held to, or is refused."""
 
 from __future__ import annotations
 
+import enum
 from decimal import Decimal
 from typing import Any
 
@@ -48,8 +49,30 @@ def test_digits_without_places_are_refused() -> None:
         json_type(Loose, "here")
 
 
+class Small(enum.Enum):
+    A = "a"
+    B = "b"
+
+
+class Chosen(pydantic.BaseModel):
+    both: set[Small] = pydantic.Field(min_length=2, max_length=2)
+
+
+class Flags(pydantic.BaseModel):
+    flags: frozenset[bool] = pydantic.Field(min_length=2, max_length=2)
+
+
+class Words(pydantic.BaseModel):
+    words: set[str] = pydantic.Field(min_length=2)
+
+
+def test_distinct_items_are_asked_for_where_they_can_be() -> None:
+    schemas = [json_type(each, "").schema["properties"] for each in (Chosen, Flags, Words)]
+    assert [next(iter(each.values())).get("uniqueItems", False) for each in schemas] == [True, True, False]
+
+
 @pytest.mark.model
-@pytest.mark.parametrize("type_", [Price, Share, Count])
+@pytest.mark.parametrize("type_", [Price, Share, Count, Chosen, Flags])
 def test_what_an_engine_writes_is_one(type_: type[pydantic.BaseModel]) -> None:
     @rt.function(temperature=1.0)
     def body(s: rt.State) -> Any:
