@@ -20,9 +20,10 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """How to sample, validated once: every front end builds it, nothing checks it again.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. `max_tokens` None means until a stop or
-    the end of the context. `logprobs` k returns the sampled token's logprob and the k most likely (0: only the
-    sampled token's; -1: none). Penalties are OpenAI's (frequency, presence: over generated tokens) and CTRL's
-    (repetition, multiplicative: over all tokens of the sequence). Raises `ConstraintError`.
+    the end of the context; until `min_tokens` no end token and none of `stop_token_ids` is drawn, while a string of
+    `stop` ends the text wherever it stands. `logprobs` k returns the sampled token's logprob and the k most likely
+    (0: only the sampled token's; -1: none). Penalties are OpenAI's (frequency, presence: over generated tokens) and
+    CTRL's (repetition, multiplicative: over all tokens of the sequence). Raises `ConstraintError`.
     """
 
     temperature: float = 1.0

@@ -208,7 +208,9 @@ def number(terms: Terms, shape: Num) -> str | None:
         places = _power_of_ten(multiple(shape))
         if places is None:
             return _counted(shape)
-        magnitude = terms.regex(_tens(places))
+        if shape.kind == "fraction" and places >= 0:
+            return None
+        magnitude = terms.regex(_tenths(-places) if shape.kind == "fraction" else _tens(places))
     elif shape == Num("integer"):
         return terms.regex(_INTEGER)
     elif shape == Num():
@@ -257,6 +259,11 @@ def _ceil(value: Decimal) -> int:
 def _power_of_ten(unit: Decimal) -> int | None:
     _, digits, exponent = unit.normalize().as_tuple()
     return int(exponent) if digits == (1,) and abs(int(exponent)) < MOST_DIGITS else None
+
+
+def _tenths(digits: int) -> str:
+    """Multiples of 10 ** -digits that are not whole, without a sign."""
+    return rf"{_WHOLE}\.[0-9]{{0,{digits - 1}}}[1-9]"
 
 
 def _tens(places: int) -> str:

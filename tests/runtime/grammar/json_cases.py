@@ -128,12 +128,25 @@ CASES: list[tuple[str, Any, list[str], list[str]]] = [
     ("not", {"not": {"const": {"a": 1}}}, ["{}", '{"a": 2}', '{"b": 1}', "1"], ['{"a": 1}']),
     ("not", {"type": "integer", "not": {"enum": [1, 2]}}, ["0", "3", "12"], ["1", "2"]),
     (
+        "not",
+        {"type": "number", "multipleOf": 0.01, "not": {"type": "integer"}},
+        ["0.5", "-1.23", "7.01"],
+        ["0", "5", "-3", "1.234"],
+    ),
+    ("not", {"type": ["number", "null"], "multipleOf": 1, "not": {"type": "integer"}}, ["null"], ["0", "5", "1.5"]),
+    (
         "if",
         {"type": "integer", "if": {"minimum": 10}, "then": {"multipleOf": 10}, "else": {"maximum": 5}},
         ["5", "20"],
         ["6", "15"],
     ),
     ("then", {"type": ["integer", "string"], "if": {"type": "integer"}, "then": {"minimum": 0}}, ["0", '"x"'], ["-1"]),
+    (
+        "else",
+        {"if": {"type": "integer"}, "then": {"minimum": 100}, "else": {"type": "number", "multipleOf": 0.1}},
+        ["100", "0.5", "-2.1"],
+        ["5", "0", "0.25"],
+    ),
     ("else", {"if": {"type": "integer"}, "else": {"type": "null"}}, ["0", "null"], ['"x"', "1.5"]),
     (
         "$ref",
