@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -42,8 +42,8 @@ MOST_PATH = 1 << 20  # steps of all paths together, when each is counted by itse
 class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Settings of the program that its plan's runs have, unless they name others."""
 
-    seed: int | None = None
-    timeout: float | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] | None = None
+    timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
 class _Content(msgspec.Struct, forbid_unknown_fields=True):

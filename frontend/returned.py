@@ -53,10 +53,22 @@ def _text(value: str, trace: Trace) -> Returned:
 
 
 def _plain(kind: type[Any]) -> bool:
-    """It is made by the constructor that `dataclass` writes: from its fields alone."""
+    """It is made by a constructor that `dataclass` has written: from its fields alone, and of them all."""
     code = getattr(kind.__init__, "__code__", None)
-    names = {name for each in kind.__mro__[:-1] for name in vars(each)}
-    return code is not None and code.co_filename == "<string>" and "__new__" not in names
+    if code is None or code.co_filename != "<string>":
+        return False
+    fields = {field.name for field in dataclasses.fields(kind)}
+    taken = {*code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]}
+    params = getattr(kind, "__dataclass_params__", None)
+    own = {name for each in kind.__mro__[:-1] for name in vars(each)}
+    setting = "__setattr__" in own and not (params is not None and params.frozen)
+    slots = {name for each in kind.__mro__[:-1] for name in _slots(each)}
+    return taken == fields and "__new__" not in own and not setting and slots - {"__weakref__", "__dict__"} <= fields
+
+
+def _slots(kind: type[Any]) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _record(value: Any, trace: Trace, types: Types) -> Returned:

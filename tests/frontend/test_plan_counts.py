@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 import ramet as rt
@@ -210,6 +212,16 @@ def test_a_kept_plan_has_the_programs_seed_and_timeout() -> None:
         late.result(WAIT)
 
 
+@pytest.mark.parametrize("settings", [{"seed": -1}, {"seed": 1 << 63}, {"timeout": 0}, {"timeout": -1.0}])
+def test_settings_of_a_file_are_checked(settings: dict[str, float]) -> None:
+    file = msgspec.json.decode(asked.compile().dumps())
+    file["content"]["settings"].update(settings)
+    content = msgspec.json.encode(file["content"], order="sorted")
+    file["digest"] = hashlib.sha256(b"ramet plan\n" + content).hexdigest()
+    with pytest.raises(rt.PlanError, match="content: Expected"):
+        rt.Plan.loads(msgspec.json.encode(file))
+
+
 def test_a_text_that_no_file_can_hold() -> None:
     @rt.function
     def odd(s: rt.State) -> None:
@@ -258,13 +270,48 @@ class Inheriting(Plain):
     """It has the constructor of its base."""
 
 
+@dataclasses.dataclass(init=False)
+class Halved(Plain):
+    b: str = ""
+
+
+class Slotted(Plain):
+    __slots__ = ("c",)
+
+    def said(self) -> str:
+        return f"{self.a} {getattr(self, 'c', '')}"
+
+
+@dataclasses.dataclass
+class Louder:
+    a: str
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, f"{value}!")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    a: str
+
+
+def _slotted(text: str) -> Slotted:
+    made = Slotted(text)
+    made.c = text  # type: ignore[attr-defined]
+    return made
+
+
 def _more(text: str) -> Plain:
     made = Plain(text)
     made.b = text  # type: ignore[attr-defined]
     return made
 
 
-@pytest.mark.parametrize("make", [Own, Undecorated, _more, Plain, Inheriting])
+@pytest.mark.parametrize(
+    "make",
+    [Own, Undecorated, _more, Halved, _slotted, Louder, Plain, Inheriting, Frozen],
+    ids=lambda make: make.__name__,
+)
 def test_only_what_its_fields_make_is_returned_by_a_plan(make: Callable[[str], Any]) -> None:
     @rt.function
     def body(s: rt.State, q: str) -> Any:
@@ -272,7 +319,9 @@ def test_only_what_its_fields_make_is_returned_by_a_plan(make: Callable[[str], A
         return make(s.gen(name="x", max_tokens=2).get())
 
     plan = body.compile()
-    assert plan.whole == (make in (Plain, Inheriting))
+    assert plan.whole == (make in (Plain, Inheriting, Frozen))
     want = body.using(backend=rt.Mock("z"))("q").result(WAIT)
     got = plan.run("q", backend=rt.Mock("z")).result(WAIT)
-    assert (type(got), vars(got)) == (type(want), vars(want))
+    assert type(got) is type(want)
+    for name in ("a", "b", "c"):
+        assert getattr(got, name, None) == getattr(want, name, None)
