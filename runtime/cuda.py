@@ -19,7 +19,7 @@ from ramet.kernels import ops as ops_for
 from ramet.kernels.ops import Angles, Ops
 from ramet.runtime.batch import I32, Batch, Draws, Flight, Masks, Samples, Targets
 from ramet.runtime.config import Config
-from ramet.runtime.device import CudaDevice, Device, Fetch, exhausted, out_of_memory, place_kernels
+from ramet.runtime.device import CudaDevice, Device, Fetch, exhausted, first_line, out_of_memory, place_kernels
 from ramet.runtime.graphs import FORWARD_BYTES, SMALL_BYTES, Graphs, aligned, buckets, headed
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.fetch import cache_directory
@@ -253,7 +253,7 @@ def guarded(device: Device, doing: str, act: Callable[[], T]) -> T:
         elif device.healthy():
             raise
         else:
-            failure = DeviceLost(f"{device.name} failed in {doing}: {type(error).__name__}: {error}")
+            failure = DeviceLost(f"{device.name} failed in {doing}: {type(error).__name__}: {first_line(error)}")
     raise failure
 
 

@@ -40,9 +40,8 @@ def bucket(count: int, sizes: Sequence[int]) -> int | None:
 
 def headed(head: I32, words: I32, width: int, fill: int) -> I32:
     """One array to copy: `head`, filled up to `width` with `fill`, then `words`."""
-    made: I32 = np.full(width + len(words), fill, np.int32)
-    made[: len(head)] = head
-    made[width:] = words
+    made: I32 = np.empty(width + len(words), np.int32)  # all is written below
+    made[: len(head)], made[len(head) : width], made[width:] = head, fill, words
     return made
 
 
@@ -78,7 +77,7 @@ class Graphs:
         self._drawn = zeros(most, dtype=torch.int64)
         self._plan = zeros(self._sizes[0] + max(map(steps.plan_words, self.tokens)), dtype=torch.int32)
         self._draw = zeros(self._sizes[1] + max(map(steps.draw_words, self.draws)), dtype=torch.int32)
-        self._graphs: dict[Key, Graph | None] = {}  # None: not captured, for lack of memory
+        self._graphs: dict[Key, Graph | None] = {}  # None: could not be captured
         self._met: set[Key] = set()
         self._warming = False
 
@@ -175,6 +174,7 @@ class Graphs:
 
     def _capture(self, key: Key, run: Callable[[], None]) -> None:
         """Capturing runs it once."""
+        self._graphs[key] = None  # whatever goes wrong: the next time it just runs
         try:
             self._graphs[key] = self._device.capture(run)
             return
@@ -182,6 +182,5 @@ class Graphs:
             if not out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)  # their tensors would live as long as the error
-        self._graphs[key] = None
         self._device.trim()
         run()

@@ -340,11 +340,11 @@ def test_what_a_failed_step_held_is_freed(decoder: Decoder) -> None:
 
 @pytest.mark.parametrize("at", [0, 1, 5])
 def test_a_lost_device_ends_the_loop(decoder: Decoder, at: int) -> None:
-    device = Failing(RuntimeError("CUDA error: an illegal memory access was encountered"), at, lost=True)
+    device = Failing(RuntimeError("CUDA error: an illegal memory access was encountered\nFor debugging"), at, lost=True)
     drive = Drive(hosted.runner(decoder, device, **SIZES))
     for request in REQUESTS:
         drive.completion(*request)
-    with pytest.raises(DeviceLost, match=r"cpu failed in .*: RuntimeError: CUDA error: an illegal memory access"):
+    with pytest.raises(DeviceLost, match=r"cpu failed in .*: RuntimeError: CUDA error: an illegal memory access was encountered$"):
         drive.run()
 
 

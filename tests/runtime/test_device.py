@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,67 @@ def test_the_hosts_device() -> None:
     assert device.workspace(lambda: runs.append(1)) == 7
     assert (device.free(), len(runs), device.healthy()) == (5, 3, True)
     assert HostDevice().free() > 1 << 20
+
+
+class Capturing:
+    """As much of torch's CUDA as captures touch. A capture `fails` while it is recorded, which spoils it, or where it
+    is made a graph; torch's allocators then count it as `open` until they are told."""
+
+    def __init__(self, fails: str) -> None:
+        self.fails, self.pools, self.open = fails, 0, set[int]()
+
+    def new_pool(self) -> int:
+        self.pools += 1
+        return self.pools
+
+    def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+        assert (pool in self.open, capture_error_mode) == (False, "thread_local"), "already recording to mempool_id"
+        self.open.add(pool)
+        self.pool = pool
+
+    def capture_end(self) -> None:
+        if self.fails != "recording":
+            self.open.remove(self.pool)
+        if self.fails:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def end(self, device: int, pool: int) -> None:
+        if pool not in self.open:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.open.remove(pool)
+
+
+def capturing(monkeypatch: pytest.MonkeyPatch, fails: str) -> tuple[CudaDevice, Capturing]:
+    found = Capturing(fails)
+    monkeypatch.setattr("ramet.runtime.device.look", lambda: H100)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda place: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", found.new_pool)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: found)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", found.end, raising=False)
+    return CudaDevice(), found
+
+
+@pytest.mark.parametrize(("fails", "pools"), [("recording", 2), ("instantiating", 1)])
+def test_a_capture_that_failed_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, fails: str, pools: int) -> None:
+    """torch 2.11 leaves its allocators in the middle of one that was spoilt: staged tensors would pile up."""
+    device, torchs = capturing(monkeypatch, fails)
+    ran: list[int] = []
+
+    def run() -> None:
+        ran.append(1)
+        if fails == "recording" and torchs.open:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    says = "not permitted" if fails == "recording" else "previous error"
+    with pytest.raises(RuntimeError, match=says):
+        device.capture(run)
+    assert not torchs.open
+    torchs.fails = ""
+    fails = ""
+    assert device.capture(run) is torchs  # type: ignore[comparison-overlap]
+    assert (len(ran), torchs.pools) == (4, pools)
 
 
 def test_out_of_memory_says_what_can_be_done() -> None:

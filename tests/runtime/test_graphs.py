@@ -163,15 +163,18 @@ def test_without_memory_for_a_graph_it_stays_eager(decoder: Decoder, error: Exce
     assert device.tried == 3
 
 
-def test_what_cannot_be_captured_is_not_hidden(decoder: Decoder) -> None:
+def test_what_cannot_be_captured_is_not_hidden_and_stays_eager(decoder: Decoder) -> None:
     class Broken(HostDevice):
         def capture(self, run: Callable[[], None]) -> Closure:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
     runner = made(decoder, device=Broken())
     step(runner, decode(3))
-    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
-        step(runner, decode(3))
+    wanted = step(made(decoder, graphs=False), decode(3))
+    for _ in range(3):  # forward, head, sample: each costs one batch
+        with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+            step(runner, decode(3))
+    assert step(runner, decode(3)) == wanted
 
 
 # -- padding and equality
