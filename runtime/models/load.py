@@ -33,23 +33,29 @@ Weights = dict[str, torch.Tensor]
 
 
 def load_weights(source: ModelSource, spec: Spec, dtype: torch.dtype) -> Weights:
-    """The tensors of `spec.tensor_shapes()`, of `dtype` (float32 or bfloat16), contiguous, on the CPU, writable.
+    """The tensors of `spec.tensor_shapes()`, of `dtype` (float32, bfloat16 or float16), contiguous, on the CPU, writable.
 
     q and k are in Hugging Face's half-split order. A random source gives `random_weights` with seed 0.
     Peak memory: the result and one tensor in float32. Raises `ModelError`.
     """
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise ModelError(f"dtype={dtype}: weights are loaded as torch.float32 or torch.bfloat16")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ModelError(f"dtype={dtype}: weights are loaded as torch.float32, torch.bfloat16 or torch.float16")
     if source.kind == "random":
         return random_weights(spec, dtype)
     tensors = _from_gguf(source.path, spec) if source.kind == "gguf" else _from_safetensors(source.path, spec)
     weights: Weights = {}
     for name, tensor in tensors:
-        # A sum is finite only if every element is (float32 holds the sum of any model's tensor).
-        if not math.isfinite(tensor.sum(dtype=torch.float32).item()):
+        if not _finite(tensor):
             raise ModelError(f"{source.path}: tensor {name!r} has values that are not finite: the file is corrupt")
         weights[name] = tensor.to(dtype).contiguous()
+        if dtype is torch.float16 and not _finite(weights[name]):
+            raise ModelError(f"{source.path}: tensor {name!r} has values beyond float16's; choose dtype='bfloat16'")
     return weights
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """A sum is finite only if every element is (float32 holds the sum of any model's tensor)."""
+    return math.isfinite(tensor.sum(dtype=torch.float32).item())
 
 
 def _from_gguf(path: Path, spec: Spec) -> Iterator[tuple[str, torch.Tensor]]:

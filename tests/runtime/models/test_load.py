@@ -94,7 +94,7 @@ def test_safetensors_of_each_family(family: str, sharded: bool, tmp_path: Path) 
     assert (tmp_path / "model.safetensors.index.json").exists() == sharded
     source = resolve(str(tmp_path))
     spec = load_spec(source)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):  # the last: on a GPU
         assert_same(load_weights(source, spec, dtype), theirs(model, spec), spec, dtype)
 
 
@@ -261,8 +261,17 @@ def test_a_second_copy_of_a_tied_head_must_be_equal(saved: Path) -> None:
 
 def test_an_unsupported_dtype_is_refused(saved: Path) -> None:
     source = resolve(str(saved))
-    with pytest.raises(ModelError, match=r"torch\.float16"):
-        load_weights(source, load_spec(source), torch.float16)
+    with pytest.raises(ModelError, match=r"dtype=torch\.float64: weights are loaded as torch\.float32, .*float16"):
+        load_weights(source, load_spec(source), torch.float64)
+
+
+def test_what_float16_cannot_hold_is_refused(saved: Path) -> None:
+    norm = load_file(saved / "model.safetensors")["model.norm.weight"].clone()
+    norm[3] = 70_000
+    rewrite(saved, model__norm__weight=norm)
+    load(saved)
+    with pytest.raises(ModelError, match="'norm' has values beyond float16's; choose dtype='bfloat16'"):
+        load_weights(resolve(str(saved)), load_spec(resolve(str(saved))), torch.float16)
 
 
 def test_shard_index(tmp_path: Path) -> None:
