@@ -335,7 +335,7 @@ def assemble(
     decoder = guarded(device, "loading the weights", lambda: Decoder(spec, load(dtype), device.place.type, dtype, ops))
     device.trim()
     loaded = before - device.free()
-    rows, tokens = config.max_running, config.limits.batch_tokens
+    rows, tokens = config.max_running, config.limits.on("cuda").batch_tokens
     probe = CudaRunner(decoder, device, steps, capacity=1, rows=rows, context=context, graphs=False)
     workspace = probe.profile(tokens)
     graphs = probe.graph_bytes(workspace, tokens) if config.graphs else 0

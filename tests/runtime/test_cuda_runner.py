@@ -17,7 +17,7 @@ from ramet.frontend.ir import JUMPS, Sampling
 from ramet.runtime import messages as m
 from ramet.runtime import runners
 from ramet.runtime.batch import I32, Batch, Runner
-from ramet.runtime.config import Config, Limits
+from ramet.runtime.config import STEP, Config, Limits
 from ramet.runtime.cuda import CudaRunner, assemble, dummy
 from ramet.runtime.device import HostDevice
 from ramet.runtime.models.decoder import Decoder
@@ -181,6 +181,11 @@ def test_graphs_have_their_memory_set_aside_and_are_warm() -> None:
     kinds = sorted((key[0], key[1]) for key in runner.graphs.captured())
     each = [("forward", size) for size in (1, 1, 2, 2, 4, 4)]  # with one span of KV, and with several to merge
     assert kinds == [*each, *((kind, size) for kind in ("head", "sample") for size in (1, 2, 4))]
+
+
+def test_a_step_that_nobody_sized_has_the_size_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STEP, "cuda", 32)
+    assert built(HostDevice(memory=64 << 20), graphs=False, limits=Limits()).capacity > 600
 
 
 @pytest.mark.parametrize(("deterministic", "last"), [(False, 63), (True, 599)])
