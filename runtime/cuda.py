@@ -19,7 +19,16 @@ from ramet.kernels import ops as ops_for
 from ramet.kernels.ops import Angles, Ops
 from ramet.runtime.batch import I32, Batch, Draws, Flight, Masks, Samples, Targets
 from ramet.runtime.config import Config
-from ramet.runtime.device import CudaDevice, Device, Fetch, exhausted, first_line, out_of_memory, place_kernels
+from ramet.runtime.device import (
+    CudaDevice,
+    Device,
+    Fetch,
+    exhausted,
+    first_line,
+    out_of_memory,
+    place_kernels,
+    start_kernels,
+)
 from ramet.runtime.graphs import FORWARD_BYTES, SMALL_BYTES, Graphs, aligned, buckets, headed
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.fetch import cache_directory
@@ -317,6 +326,7 @@ def build(config: Config, spec: Spec, load: Load) -> CudaRunner:
     figures; before weights are loaded when they alone do not fit."""
     device = CudaDevice()
     place_kernels(cache_directory() / "triton")
+    start_kernels()
     weights = "dense" if config.weights == "auto" else config.weights
     ops = ops_for("cuda", weights=weights, deterministic=config.deterministic)
     if config.threads:

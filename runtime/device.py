@@ -306,6 +306,20 @@ def place_kernels(fallback: Path) -> Path:
     return folder
 
 
+def start_kernels() -> None:
+    """Have Triton open the driver, through C that it compiles unless its cache has it. Raises `EngineError`."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_device()
+    except Exception as error:  # the compiler is a process, its headers are files, the driver is a library
+        raise EngineError(
+            f"device='cuda': Triton cannot launch kernels: {type(error).__name__}: {first_line(error)}; it needs a C "
+            "compiler (gcc, or what CC names), Python's headers (Debian: python3-dev) and the driver's libcuda.so.1; "
+            "device='cpu' runs here"
+        ) from error
+
+
 def choose(device: str, found: Callable[[], Findings] = look) -> str:
     """The kind of device, cpu or cuda, for the option `device`: "auto" is cuda where it can be used. Raises
     `EngineError` for "cuda" where it cannot."""

@@ -33,7 +33,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def load_weights(source: ModelSource, spec: Spec, dtype: torch.dtype) -> Weights:
-    """The tensors of `spec.tensor_shapes()`, of `dtype` (float32, bfloat16 or float16), contiguous, on the CPU, writable.
+    """The tensors of `spec.tensor_shapes()`, of `dtype` (float32, bfloat16, float16), contiguous, on the CPU, writable.
 
     q and k are in Hugging Face's half-split order. A random source gives `random_weights` with seed 0.
     Peak memory: the result and one tensor in float32. Raises `ModelError`.

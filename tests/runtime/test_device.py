@@ -21,6 +21,7 @@ from ramet.runtime.device import (
     look,
     out_of_memory,
     place_kernels,
+    start_kernels,
     unusable,
 )
 from ramet.runtime.models.spec import Rope, Spec
@@ -185,6 +186,13 @@ def test_kernels_go_where_one_can_write(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.parent == tmp_path
     assert found.is_dir()
     assert Path(knobs.cache.dir) == found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton works there")
+def test_what_triton_needs_is_named() -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(EngineError, match=r"Triton cannot launch kernels: .* 0 active .* a C compiler"):
+        start_kernels()
 
 
 # -- figures
