@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from gpu_parts.engine import bitmasks
-from gpu_parts.models import LLAMA1, LLAMA8, QWEN, spec_of
+from gpu_parts.compared import bitmasks
+from gpu_parts.models import LLAMA1, LLAMA8, spec_of
 from gpu_parts.ragged import EMPTY, Span, batch, cached, draws, planned
 from gpu_parts.report import Row, Target
 from gpu_parts.session import Session
@@ -225,6 +225,3 @@ def sampling(session: Session, spec: Spec, name: str) -> None:
         graph=False,
         note="launched one by one",
     )
-
-
-DEFAULT = (LLAMA8, QWEN)

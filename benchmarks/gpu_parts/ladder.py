@@ -159,7 +159,7 @@ def run_real(session: Session) -> None:
     note = f"greedy, float32, {REAL_TOKENS} tokens each"
     target = Target(least=1.0)
     what = f"{path.name}: texts equal to the CPU's"
-    session.add(Row(SECTION, what, equal, "texts", len(asked), None, equal / len(asked), target, note, True))
+    session.add(Row("real", what, equal, "texts", len(asked), None, equal / len(asked), target, note, True))
 
 
 def _greedy(model: Model, asked: Sequence[tuple[int, ...]]) -> list[list[int]]:

@@ -18,6 +18,7 @@ from ramet.frontend.ir import Sampling
 from ramet.runtime import messages as m
 from ramet.runtime.batch import U32, Batch, Masks
 from ramet.runtime.engine import EngineCore
+from ramet.runtime.grammar.base import Grammars
 
 PARTS = ("plan", "masks", "collect", "forward", "sample", "read")
 ENGINE = PARTS[:3]  # the scheduler's
@@ -30,9 +31,10 @@ class Loop:
     """Drives an `EngineCore`. `times`: seconds of each call by part; `made`: tokens sampled; `over`: programs that have
     ended; `tokens`: what each op made, where `keep` asks for it."""
 
-    def __init__(self, model: Model, *, keep: bool = False, **limits: object) -> None:
+    def __init__(self, model: Model, *, keep: bool = False, grammars: Grammars | None = None, **limits: object) -> None:
         fields = {name: getattr(model.limits, name) for name in model.limits.__struct_fields__} | limits
-        self.core = EngineCore(model.runner, self, limits=type(model.limits)(**fields), eos=())
+        options = type(model.limits)(**fields)
+        self.core = EngineCore(model.runner, self, limits=options, eos=(), grammars=grammars)
         self.orders: list[m.Order] = []
         self.over: dict[str, m.Over] = {}
         self.made = 0
@@ -44,7 +46,7 @@ class Loop:
 
     # -- the engine's port
 
-    def receive(self, block: bool) -> list[m.Order]:
+    def receive(self, block: bool, seconds: float | None = None) -> list[m.Order]:
         """All orders since the last call."""
         orders, self.orders = self.orders, []
         return orders
@@ -74,9 +76,10 @@ class Loop:
         self.orders += [m.OrderOpen(name), m.OrderOps(name, ops), m.OrderEnd(name)]
         return name
 
-    def completion(self, prompt: Sequence[int], sampling: Sampling, seed: int = 0) -> str:
+    def completion(self, prompt: Sequence[int], sampling: Sampling, seed: int = 0, grammar: str = "") -> str:
         """Text, then a call."""
-        return self.program(m.Append("0.0", "0", (tuple(prompt),)), m.Generate("0.1", "0", sampling, seed))
+        call = m.Generate("0.1", "0", sampling, seed, grammar, "off")
+        return self.program(m.Append("0.0", "0", (tuple(prompt),)), call)
 
     def forks(self, prompt: Sequence[int], sampling: Sequence[Sampling], seed: int = 0) -> str:
         """Text, then one branch for each sampling."""
@@ -164,16 +167,24 @@ class _Watched:
 
 
 def decoding(
-    model: Model, batch: int, context: int, place: Place, *, steps: int, repeats: int, temperature: float = 0.6
+    model: Model,
+    batch: int,
+    context: int,
+    place: Place,
+    *,
+    steps: int,
+    repeats: int,
+    grammars: Grammars | None = None,
+    grammar: str = "",
 ) -> Loop:
     """A loop in which `batch` sequences of `context` tokens, which share nothing, decode for at least steps x repeats
-    steps."""
-    loop = Loop(model)
-    sampling = Sampling(temperature=temperature, ignore_eos=True, max_tokens=steps * repeats + MARGIN)
+    steps, each under `grammar`, if there is one."""
+    loop = Loop(model, grammars=grammars)
+    sampling = Sampling(temperature=0.6, ignore_eos=True, max_tokens=steps * repeats + MARGIN)
     for number in range(batch):
         prompt = loop.prompt(context)
         loop.plant(prompt)
-        loop.completion(prompt, sampling, number)
+        loop.completion(prompt, sampling, number, grammar)
     loop.settle(batch)
     place.sync()
     return loop

@@ -1,7 +1,8 @@
 """transformers' continuous batching on the offline mix, in a process of its own, in the same run.
 
 In: a model's name. Out: its tokens per second beside ours: the same prompts, the same output lengths, greedy, random
-weights of the same shape, bfloat16, SDPA. What does not finish in time is cut, and counted up to there.
+weights of the same shape, bfloat16, its own choice of everything else (SDPA where FlashAttention is not installed).
+What does not finish in time is cut, and counted up to there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from gpu_parts import floors
@@ -21,33 +23,35 @@ from gpu_parts.report import Row, Target
 from gpu_parts.session import Session
 from ramet.runtime.models.spec import Spec
 
-SECONDS = 30.0  # that the peer may compute
+SECONDS = 60.0  # that the peer may compute, if there is time
+LEAST = 15.0
 START = 45.0  # that it may take to start
 TWICE = 2.0
 
 
 def run(session: Session, name: str) -> None:
     """Ours was measured with the mix, or is now; then the peer has the device to itself."""
-    known = ("mix", name) in session.known
-    model = None if known else session.kept.get(name)
     spec = spec_of(name, session.scale)
-    seconds = session.known["mix", name] if model is None else mix_seconds(session, model)
+    seconds = mix_seconds(session, name)
     tokens = sum(request.tokens for request in floors.mix(*session.scale.mix, spec.vocab))
     session.kept.drop()
-    found = _ask(session, name)
+    found = _ask(session, name, max(LEAST, min(SECONDS, session.left - START)))
     ours, theirs = tokens / seconds, found["tokens"] / found["seconds"]
     label = f"{name}, {session.scale.mix[0]} requests"
     note = f"peer: transformers {found['version']} generate_batch, {found['attention']}"
+    if session.peer_options != "{}":
+        note += f", {session.peer_options}"
     if found["tokens"] < tokens:
         note += f", cut after {found['seconds']:.0f} s and {found['tokens']:,} tokens"
     session.add(Row("peer", label, ours, "tok/s", None, theirs, ours / theirs, Target(least=TWICE), note))
 
 
-def _ask(session: Session, name: str) -> dict[str, Any]:
+def _ask(session: Session, name: str, seconds: float) -> dict[str, Any]:
     script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "gpu.py")
-    command = [sys.executable, "-P", script, "--peer", name] + ["--dry-run"] * session.scale.toy
+    command = [sys.executable, "-P", script, "--peer", name, "--peer-seconds", str(seconds)]
+    command += ["--peer-options", session.peer_options] + ["--dry-run"] * session.scale.toy
     done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=SECONDS + START + 30, check=False
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds + START + 30, check=False
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
@@ -56,17 +60,20 @@ def _ask(session: Session, name: str) -> dict[str, Any]:
     return found
 
 
-def serve(name: str, scale: Scale) -> None:
+def serve(name: str, scale: Scale, seconds: float, options: Mapping[str, Any]) -> None:
     """The peer's process: print one line of JSON and end, whatever threads it still has."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # no attempt to fetch another attention
     spec = spec_of(name, scale)
-    found = generate(spec, floors.mix(*scale.mix, spec.vocab), scale)
+    found = generate(spec, floors.mix(*scale.mix, spec.vocab), scale, seconds, options)
     print(json.dumps(found), flush=True)
     os._exit(0)
 
 
-def generate(spec: Spec, requests: list[Request], scale: Scale) -> dict[str, Any]:
-    """Tokens and seconds of the peer, without its start."""
+def generate(
+    spec: Spec, requests: list[Request], scale: Scale, most: float, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Tokens and seconds of the peer, without its start; at most `most` seconds. `given`: fields of its
+    `ContinuousBatchingConfig`."""
     import torch
     import transformers
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
@@ -74,7 +81,7 @@ def generate(spec: Spec, requests: list[Request], scale: Scale) -> dict[str, Any
 
     device = "cpu" if scale.toy else "cuda"
     model = _model(spec, device, torch.float32 if scale.toy else torch.bfloat16)
-    options: dict[str, Any] = {}
+    options = dict(given)
     if "auto_switch_to_flash" in ContinuousBatchingConfig.__dataclass_fields__:  # 5.18 and later
         options["auto_switch_to_flash"] = False
     else:
@@ -92,7 +99,7 @@ def generate(spec: Spec, requests: list[Request], scale: Scale) -> dict[str, Any
     ) as manager:
         _work(manager, [Request(request.prompt, 2) for request in requests[:4]], START)
         began = time.perf_counter()
-        tokens = _work(manager, requests, SECONDS)
+        tokens = _work(manager, requests, most)
         seconds = time.perf_counter() - began
         attention = model.config._attn_implementation
         found = {"tokens": tokens, "seconds": seconds, "attention": attention, "version": transformers.__version__}

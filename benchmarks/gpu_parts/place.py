@@ -36,6 +36,14 @@ class Place:
         if not self.toy:
             torch.cuda.synchronize()
 
+    def answers(self) -> bool:
+        """False when an error of the device has ended its context: every later call would report it again."""
+        try:
+            self.sync()
+        except RuntimeError:
+            return False
+        return True
+
     def random(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Normal numbers, others at each call."""
         self._seed += 1
@@ -48,7 +56,7 @@ class Place:
         for size in (count, 2 * count, 4 * count):
             torch.full((size,), torch.nan, dtype=torch.float32, device=self.device)
 
-    def copies(self, nbytes: int, *, most: int = 16) -> int:
+    def copies(self, nbytes: int, *, most: int = 128) -> int:
         """Input sets of `nbytes` that a measurement must rotate through to read memory and not the cache."""
         return 1 if self.toy else max(1, min(most, -(-_ROTATED // max(nbytes, 1))))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from gpu_parts import checks, chip, engine, kernels, ladder, peer, rehearse
+from gpu_parts import checks, chip, compared, engine, host, kernels, ladder, peer, rehearse
 from gpu_parts.models import LLAMA1, LLAMA8, QWEN, SMOL
 from gpu_parts.session import Section, Session
 
@@ -17,18 +17,20 @@ KINDS = (
     "deterministic", "peer", "kernels",
 )  # fmt: skip
 ENGINE: dict[str, Callable[[Session, str], None]] = {
+    "check": checks.run,
     "decode": engine.decode,
     "prefill": engine.prefill,
     "mix": engine.mix,
-    "forks": engine.forks,
-    "structured": engine.structured,
-    "host": engine.overhead,
+    "forks": compared.forks,
+    "structured": compared.structured,
+    "host": host.overhead,
     "deterministic": engine.deterministic,
     "peer": peer.run,
     "kernels": kernels.run,
 }
 # (kind, model, seconds on an H100, loading included where it comes first)
 ORDER = (
+    ("check", QWEN, 15), ("check", LLAMA8, 15), ("check", LLAMA1, 15), ("check", SMOL, 15),
     ("decode", QWEN, 18), ("prefill", QWEN, 3), ("mix", QWEN, 10), ("forks", QWEN, 15), ("structured", QWEN, 4),
     ("host", QWEN, 5),
     ("decode", LLAMA8, 25), ("prefill", LLAMA8, 10), ("mix", LLAMA8, 25),
@@ -53,7 +55,6 @@ def sections(
     made = [
         Section("limits", "", 3, chip.run),
         Section("rehearse", "", rehearse.SECONDS, rehearse.run),
-        Section("check", "", 40, checks.run),
         Section("ladder", "", 25, ladder.run),
         Section("real", "", 20, ladder.run_real),
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,14 +102,30 @@ class Report:
         return failed + wrong
 
     def table(self, title: str) -> Table:
-        """All rows for people."""
+        """All rows for people; those that had to be right, and are, as one row a section."""
         out = Table(title=title)
         for name in COLUMNS:
             numeric = name in ("measured", "limit", "peer", "ratio")
             out.add_column(name, justify="right" if numeric else "left", no_wrap=name != "note")
+        right = Counter(row.section for row in self.rows if row.must and row.met)
+        for section, count in right.items():
+            of = sum(row.must for row in self.rows if row.section == section)
+            out.add_row(section, "what must be right, and is", str(count), "rows", str(of))
         for row in self.rows:
-            out.add_row(*cells(row))
+            if not (row.must and row.met):
+                out.add_row(*cells(row))
         return out
+
+    def verdicts(self) -> list[str]:
+        """A line for each target of speed: whether it was met, and by what."""
+        found = []
+        for row in self.rows:
+            if row.met is not None and not row.must:
+                value = figure(row.measured if row.ratio is None else row.ratio)
+                found.append(
+                    f"{'met   ' if row.met else 'MISSED'} {value:>7} {row.target!s:<8} {row.section}: {row.what}"
+                )
+        return found
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def parts() -> Iterator[SimpleNamespace]:
     import importlib
 
     sys.path.insert(0, str(SCRIPT.parent))
-    names = ("floors", "report", "session", "plan", "engine", "checks", "models", "picture")
+    names = ("floors", "report", "saved", "session", "plan", "host", "checks", "models", "picture", "supervise")
     yield SimpleNamespace(**{name: importlib.import_module(f"gpu_parts.{name}") for name in names})
     sys.path.remove(str(SCRIPT.parent))
 
@@ -91,6 +91,13 @@ def test_the_table(parts):
     made = parts.report.Report({}, rows=rows)
     assert made.broken == ["check: attention is nan, target <= 0.01"], "a slow figure is no defect"
     assert made.table("x").row_count == 4
+    right = row("check", "norms", 0.0, "rel. error", target=target(most=0.01), must=True)
+    made.rows += [right, right]
+    assert made.table("x").row_count == 5, "what is right is one row"
+    assert made.verdicts() == [
+        "met      0.902 >= 0.8   decode: batch 1",
+        "MISSED    1.20 <= 1.1   structured: all masked",
+    ]
     values = (0, 0.0001234, 0.5, 12.345, 123456.7)
     assert [parts.report.figure(value) for value in values] == ["0", "0.00012", "0.500", "12.3", "123,457"]
     assert parts.report.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
@@ -100,7 +107,7 @@ def test_what_was_found_is_on_the_disk_after_every_section(parts, tmp_path):
     """A failing section and one that would take too long are told, and the others run."""
     path = tmp_path / "gpu-x.json"
     report = parts.report.Report({"device": "x"}, path)
-    place = SimpleNamespace(toy=True)
+    place = SimpleNamespace(toy=True, answers=lambda: True)
     kept = parts.models.Models(place, parts.models.TOY)
     opened = parts.session.Session(place, parts.models.TOY, report, kept, tmp_path, deadline=time.monotonic() + 60.0)
     seen: list[dict[str, object]] = []
@@ -139,6 +146,114 @@ def test_what_was_found_is_on_the_disk_after_every_section(parts, tmp_path):
     assert re.search(r"c: skipped, \d+ s are left", log)
 
 
+def test_words_in_brackets_are_words(parts, capsys):
+    """A note may hold a pattern, or what a compiler said: neither is a style of the terminal's."""
+    import importlib
+
+    row = parts.report.Row("structured", "x", 1.0, "ms", note="follows [a-z] to [/the] end")
+    report = parts.report.Report({"device": "x", "date": "y"}, rows=[row])
+    outcome = parts.report.Outcome("peer", "failed", 1.0, "no [/closing] of this")
+    report.outcomes.append(outcome)
+    importlib.import_module("gpu").told(report, SimpleNamespace(dry_run=True))
+    said = capsys.readouterr().out
+    assert "follows [a-z] to [/the] end" in said
+    assert said.count("no [/closing] of this") == 2
+
+
+def test_a_lost_device_ends_the_process_and_the_next_one_goes_on(parts, tmp_path):
+    """What an illegal access leaves is an error at every later call: the run must not go on in that process."""
+    state, told = tmp_path / "state", []
+
+    def opened(*, answers):
+        place = SimpleNamespace(toy=True, answers=lambda: answers)
+        kept = parts.models.Models(place, parts.models.TOY)
+        report = parts.report.Report({"device": "x"})
+        deadline = time.monotonic() + 60.0
+        return parts.session.Session(place, parts.models.TOY, report, kept, None, deadline, state=state)
+
+    def fine(session):
+        told.append(session.limits.bandwidth)
+        session.known["a",] = 3.0
+        session.limits = parts.floors.Limits(2.0, 1.0)
+        session.add(parts.report.Row("a", "what", 1.0, "ms", target=parts.report.Target(least=2)))
+
+    def fails(session):
+        session.add(parts.report.Row("b", "half", 2.0, "ms"))
+        raise RuntimeError("an illegal memory access was encountered")
+
+    section = parts.session.Section
+    sections = [section("a", "", 1, fine), section("b", "", 1, fails), section("c", "", 1, fine)]
+    with pytest.raises(parts.session.DeviceLost):
+        parts.session.run(opened(answers=False), sections)
+    saved = parts.saved.read(state)
+    assert [(o.name, o.status) for o in saved.outcomes] == [("a", "done"), ("b", "failed")]
+    assert not saved.over
+    second = opened(answers=True)
+    second.resume(saved)
+    parts.session.run(second, sections)
+    assert [(o.name, o.status) for o in second.report.outcomes] == [("a", "done"), ("b", "failed"), ("c", "done")]
+    assert [row.what for row in second.report.rows] == ["what", "half", "what"]
+    assert second.report.rows[0].met is False
+    assert [math.isnan(told[0]), told[1]] == [True, 2.0], "what was measured is known to the next process"
+    assert parts.saved.read(state).over
+
+
+WORKER = """
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from gpu_parts.report import Outcome, Row
+from gpu_parts.saved import Saved, read
+state, until = Path(sys.argv[sys.argv.index("--state") + 1]), float(sys.argv[sys.argv.index("--until") + 1])
+assert 0 < until - time.monotonic() < 100
+saved = read(state) or Saved({"device": "x"})
+for name in ("one", "dies", "two", "HANGS", "three"):
+    if any(outcome.name == name for outcome in saved.outcomes):
+        continue
+    saved.running = name, time.monotonic()
+    saved.rows.append(Row("s", name, 1.0, "ms"))
+    saved.write(state)
+    if name == "dies":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "hangs":
+        if os.fork():
+            os.wait()
+        signal.pause()
+    saved.running = None
+    saved.outcomes.append(Outcome(name, "done", 0.0))
+    saved.write(state)
+saved.over = True
+saved.write(state)
+"""
+
+
+def test_a_process_that_dies_costs_one_section(parts, tmp_path):
+    command = [sys.executable, "-c", WORKER, str(SCRIPT.parent)]
+    saved, status = parts.supervise.run(command, tmp_path / "state", 90)
+    assert status == 0
+    assert [(o.name, o.status) for o in saved.outcomes] == [
+        ("one", "done"), ("dies", "failed"), ("two", "done"), ("HANGS", "done"), ("three", "done"),
+    ]  # fmt: skip
+    assert "status -11" in saved.outcomes[1].note
+    assert [row.what for row in saved.rows] == ["one", "dies", "two", "HANGS", "three"]
+
+
+def test_a_run_that_does_not_end_is_killed_and_what_it_found_is_kept(parts, tmp_path):
+    """Its children too: nothing may be left on the GPU."""
+    command = [sys.executable, "-c", WORKER.replace("HANGS", "hangs"), str(SCRIPT.parent)]
+    saved, _ = parts.supervise.run(command, tmp_path / "state", 6)
+    assert [(o.name, o.status) for o in saved.outcomes][-2:] == [("two", "done"), ("hangs", "stopped")]
+    assert len(saved.rows) == 4
+
+
+def test_a_process_that_cannot_start_is_not_started_for_ever(parts, tmp_path):
+    assert parts.supervise.run([sys.executable, "-c", "raise SystemExit(2)"], tmp_path / "state", 60) == (None, 2)
+    dies = "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from gpu_parts.saved import Saved\n"
+    dies += "Saved({}).write(Path(sys.argv[3])); sys.exit(5)"
+    saved, status = parts.supervise.run([sys.executable, "-c", dies, str(SCRIPT.parent)], tmp_path / "state", 60)
+    assert (saved.outcomes, status) == ([], 5)
+
+
 def test_sections_of_a_run(parts):
     every = parts.plan.sections((), (), toy=False)
     assert {section.kind for section in every} == set(parts.plan.KINDS)
@@ -150,8 +265,8 @@ def test_sections_of_a_run(parts):
 
 
 def test_busy_time_is_a_union(parts):
-    assert parts.engine.union([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
-    assert parts.engine.union([]) == 0
+    assert parts.host.union([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
+    assert parts.host.union([]) == 0
 
 
 def test_a_wrong_token_is_seen(parts):
