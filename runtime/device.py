@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class Device(Protocol):
     name: str
 
     def launching(self) -> AbstractContextManager[object]:
-        """Makes the compute stream current."""
+        """Makes the compute stream current; not to be entered while it is."""
 
     def stage(self, words: I32) -> torch.Tensor:
         """A fresh device tensor `[N] int32` with `words`, copied beside the computation; what is launched from now on
@@ -103,10 +103,18 @@ class HostDevice:
         self.place = torch.device("cpu")
         self.name = "cpu"
         self._memory, self._extra = memory, extra
+        self._launches = False
 
-    def launching(self) -> AbstractContextManager[object]:
-        """Nothing to make current."""
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def launching(self) -> Iterator[None]:
+        """Nothing to make current, but as strict as a stream, which cannot be entered twice."""
+        if self._launches:
+            raise RuntimeError("launching() is entered already")
+        self._launches = True
+        try:
+            yield
+        finally:
+            self._launches = False
 
     def stage(self, words: I32) -> torch.Tensor:
         """A copy."""

@@ -83,6 +83,7 @@ def _take(session: Session, saved: Saved) -> None:
     """What a child found that is right or wrong, of sections that it ended."""
     ended = [outcome for outcome in saved.outcomes if outcome.name.partition(" ")[0] in RIGHT]
     for outcome in ended:
+        session.say(f"== {outcome.name}: {outcome.status} in {outcome.seconds:.1f} s {outcome.note}".rstrip())
         session.end(outcome)
     kinds = {outcome.name.partition(" ")[0] for outcome in ended}
     for row in saved.rows:
