@@ -24,7 +24,7 @@ import triton.language as tl
 from ramet.kernels.ops import Drawn
 from ramet.kernels.triton import draws as fields
 from ramet.kernels.triton import logprobs
-from ramet.kernels.triton.adjust import AT, MASK, adjust, integer, read, real, row_of
+from ramet.kernels.triton.adjust import AT, MASK, adjust, allowed, integer, real, row_of
 from ramet.kernels.triton.aot import Variant
 from ramet.kernels.triton.draws import DrawRoom, DrawView, pack_draws, upload, view_draws
 from ramet.kernels.triton.noise import gumbel2
@@ -133,7 +133,9 @@ def scan(
     row = row_of(logits, stride, copies, vocab, table, columns, draw)
     span = block * SPANS + tl.arange(0, SPANS)
     at = span[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
-    x = read(row, masks, words, integer(table, columns, draw, MASK), at, vocab, MASKED)
+    x = tl.load(row + at, at < vocab, other=-float("inf"))
+    if MASKED:
+        x = tl.where(allowed(masks, words, integer(table, columns, draw, MASK), span, SPANS, SPAN), x, -float("inf"))
     x = tl.where(x == x, x, float("inf"))
     highest = tl.max(x, 1)
     peak = tl.max(highest, 0)

@@ -51,6 +51,14 @@ def test_dense_kernels_use_16_byte_accesses(reports: dict[str, Future[Report]], 
     assert counts["LDG.128"] > 0 and counts["STG.128"] > 0
 
 
+@pytest.mark.parametrize("vocab", [128256, 151936, 262208])
+def test_a_mask_in_the_batch_does_not_move_the_logits_of_scan(vocab: int) -> None:
+    """Else a row's mass would be summed in another order because another row has a mask."""
+    plain, masked = (compile_variant(VARIANTS[f"sample/scan/{kind}v{vocab}"]) for kind in ("", "masked/"))
+    assert masked.shared == plain.shared
+    assert masked.instructions == plain.instructions
+
+
 def test_a_wrong_signature_is_refused() -> None:
     variant = VARIANTS["table/gather"]
     without = {key: kind for key, kind in variant.signature.items() if key != "feed"}
