@@ -82,9 +82,10 @@ class Report:
         return self.spills == 0 and self.shared <= SHARED_LIMIT
 
 
-def compile_variant(variant: Variant) -> Report:
-    """Compile for sm_90 with the ptxas that comes with Triton. Raises `ModelError` in interpreter mode, for a signature
-    that does not fit the kernel, and where cuobjdump fails; the compiler's own errors come through."""
+def compile_variant(variant: Variant, capability: int = CAPABILITY) -> Report:
+    """Compile for sm_90, or another `capability`, with the ptxas that comes with Triton. Raises `ModelError` in
+    interpreter mode, for a signature that does not fit the kernel, and where cuobjdump fails; the compiler's own errors
+    come through."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -102,7 +103,7 @@ def compile_variant(variant: Variant) -> Report:
     )
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
     begin = time.perf_counter()
-    compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     seconds = time.perf_counter() - begin
     usage, sass = _inspect(compiled.asm["cubin"])
     counts = {name: len(re.findall(pattern, sass)) for name, pattern in INSTRUCTIONS.items()}

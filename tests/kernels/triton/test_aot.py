@@ -11,12 +11,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from ramet.frontend.errors import ModelError
 
 pytest.importorskip("triton")
 
-from ramet.kernels.triton import aot
+from ramet.kernels.triton import aot, invariant
 from ramet.kernels.triton.aot import SHARED_LIMIT, Report, all_variants, compile_variant, main
 
 if TYPE_CHECKING:
@@ -57,6 +58,21 @@ def test_a_mask_in_the_batch_does_not_move_the_logits_of_scan(vocab: int) -> Non
     plain, masked = (compile_variant(VARIANTS[f"sample/scan/{kind}v{vocab}"]) for kind in ("", "masked/"))
     assert masked.shared == plain.shared
     assert masked.instructions == plain.instructions
+
+
+@pytest.mark.parametrize("number", range(len(invariant.variants())))
+def test_the_invariant_product_fits_a_device_of_99_kib(number: int) -> None:
+    """sm_86 and sm_89: nothing else that is launched in 16 bits for heads of up to 128 needs more."""
+    assert compile_variant(invariant.variants(99 << 10)[number], 89).shared <= 99 << 10
+
+
+def test_fewer_stages_are_all_that_changes() -> None:
+    for width in (64, 2048, 4096, 132 * 128):
+        tile = invariant.tile_for(width, torch.bfloat16)
+        small = invariant.fitted(tile, torch.bfloat16, 99 << 10)
+        assert replace(small, stages=tile.stages) == tile != small
+        assert min(small.stages) >= 2
+        assert invariant.fitted(tile, torch.bfloat16, SHARED_LIMIT) == tile
 
 
 def test_a_wrong_signature_is_refused() -> None:
