@@ -177,6 +177,14 @@ def test_activations_that_are_not_finite_do_not_become_finite_in_8_bits(value: f
     found, scale = fp8.round_activations(x, 48)
     assert scale.isfinite().flatten().tolist() == [True, False, False]
     assert bool(found[0].float().isfinite().all())
+    weight = random(32, 40, seed=1, dtype=torch.bfloat16)
+    weight[0] = 0
+    try:
+        packed = linear.pack(weight, None, "fp8")
+    except ModelError as error:
+        pytest.skip(str(error))
+    product = linear.linear(x, packed).isfinite()
+    assert bool(product[0].all()) and not bool(product[1:].any())
 
 
 @pytest.mark.parametrize(("width", "columns"), [(96, 576), (100, 570)])
