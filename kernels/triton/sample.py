@@ -200,13 +200,13 @@ def settle(
     tl.store(found + 4 * draw, 0)
     if possible:
         scale = real(table, columns, draw, SCALE)
-        below = (peak - top) * scale
         if integer(table, columns, draw, CUT) == 0:
-            score = tl.where(scale > 0, value + below, value)
+            # an explicit fma: left to the compiler, the rounding would depend on CUTS, that is on other draws
+            score = tl.where(scale > 0, tl.fma(peak - top, tl.full(peak.shape, scale, tl.float32), value), value)
             first = tl.min(tl.where(score == tl.max(score, 0), block, BLOCKS - 1), 0)
             tl.store(tokens + draw, tl.load(ids + draw * blocks + first).to(tl.int64))
         elif CUTS:
-            mass = tl.sum(tl.where(here, value, 0.0) * tl.exp2(below), 0)
+            mass = tl.sum(tl.where(here, value, 0.0) * tl.exp2((peak - top) * scale), 0)
             index = tl.arange(0, SPANS)
             highest = tl.load(maxima + draw * spans + index, index < spans, other=-float("inf"))
             row = row_of(logits, stride, copies, vocab, table, columns, draw)

@@ -18,7 +18,7 @@ from ramet.frontend.errors import ModelError
 pytest.importorskip("triton")
 
 from ramet.kernels.triton import aot, invariant
-from ramet.kernels.triton.aot import SHARED_LIMIT, Report, all_variants, compile_variant, main
+from ramet.kernels.triton.aot import SHARED_LIMIT, Report, all_variants, compile_variant, compiled, main
 
 if TYPE_CHECKING:
     from ramet.kernels.triton.aot import Variant
@@ -58,6 +58,14 @@ def test_a_mask_in_the_batch_does_not_move_the_logits_of_scan(vocab: int) -> Non
     plain, masked = (compile_variant(VARIANTS[f"sample/scan/{kind}v{vocab}"]) for kind in ("", "masked/"))
     assert masked.shared == plain.shared
     assert masked.instructions == plain.instructions
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+def test_scores_of_blocks_are_rounded_once_whatever_the_batch_needs(cuts: bool) -> None:
+    """Left to the compiler, product and sum were one instruction without draws that are cut, and two with them."""
+    variant = VARIANTS["sample/settle/v128256"]
+    code = compiled(replace(variant, constants=variant.constants | {"CUTS": cuts})).asm["ttir"]
+    assert code.count("math.fma") == 1
 
 
 @pytest.mark.parametrize("number", range(len(invariant.variants())))
