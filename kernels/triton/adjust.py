@@ -69,6 +69,19 @@ def read(
     return x
 
 
+@triton.jit
+def allowed(
+    masks: tl.tensor, words: tl.tensor, mask: tl.tensor, span: tl.tensor, SPANS: tl.constexpr, SPAN: tl.constexpr
+) -> tl.tensor:
+    """What bitmask number `mask` (-1: none) says of the SPAN logits of each `span` [SPANS], `[SPANS, SPAN]`. Each word
+    is loaded once for its 32 logits: a load of the whole tile's shape would have a layout of its own, for which the
+    compiler moves the logits through shared memory, and their sums would have another order than without a mask."""
+    at = span[:, None] * (SPAN // 32) + tl.arange(0, SPAN // 32)[None, :]
+    word = tl.load(masks + mask.to(tl.int64) * words + at, (at < words) & (mask >= 0), other=-1)
+    bits = (word[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
+    return tl.reshape(bits, [SPANS, SPAN]) != 0
+
+
 @triton.jit(do_not_specialize=["columns", "edit_columns"])
 def edit_rows(
     logits: tl.tensor,

@@ -82,9 +82,9 @@ class Report:
         return self.spills == 0 and self.shared <= SHARED_LIMIT
 
 
-def compile_variant(variant: Variant) -> Report:
-    """Compile for sm_90 with the ptxas that comes with Triton. Raises `ModelError` in interpreter mode, for a signature
-    that does not fit the kernel, and where cuobjdump fails; the compiler's own errors come through."""
+def compiled(variant: Variant, capability: int = CAPABILITY) -> Any:
+    """Triton's own object for a variant, with the code of every stage in `asm`. Raises `ModelError` in interpreter mode
+    and for a signature that does not fit the kernel; the compiler's own errors come through."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -101,12 +101,18 @@ def compile_variant(variant: Variant) -> Report:
         attrs={places[name]: [["tt.divisibility", 16]] for name in variant.aligned},
     )
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def compile_variant(variant: Variant, capability: int = CAPABILITY) -> Report:
+    """Compile for sm_90, or another `capability`, with the ptxas that comes with Triton. Raises what `compiled` does,
+    and `ModelError` where cuobjdump fails."""
     begin = time.perf_counter()
-    compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
+    made = compiled(variant, capability)
     seconds = time.perf_counter() - begin
-    usage, sass = _inspect(compiled.asm["cubin"])
+    usage, sass = _inspect(made.asm["cubin"])
     counts = {name: len(re.findall(pattern, sass)) for name, pattern in INSTRUCTIONS.items()}
-    return Report(variant.name, usage["REG"], usage["STACK"], compiled.metadata.shared, seconds, counts)
+    return Report(variant.name, usage["REG"], usage["STACK"], made.metadata.shared, seconds, counts)
 
 
 def _check(variant: Variant) -> None:

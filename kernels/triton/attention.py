@@ -73,6 +73,57 @@ def _tile(
 
 
 @triton.jit
+def _walk(
+    query: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    kv: tl.tensor,
+    start: tl.tensor,
+    length: tl.tensor,
+    mine: tl.tensor,
+    sees: tl.tensor,
+    window: tl.tensor,
+    scale: tl.tensor,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    SKIP: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """All tiles of an item, whose `length` slots `kv` stand at positions `start`..; its rows are `mine` and see up to
+    `sees`."""
+    n = tl.arange(0, BLOCK_N)
+    last = length - 1
+    bound = tl.minimum(sees, start + last)
+    peak = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    # lanes beyond the item read its last slot again: no memory outside the item is touched, no load needs a mask
+    slots = tl.load(kv + tl.minimum(n, last))
+    clear = 0
+    if SKIP:  # tiles that every row sees whole need no masks: all but the last of a long chunk, all of a shared prefix
+        lowest = tl.min(tl.where(mine, bound, start + last), 0)
+        clear = tl.maximum(lowest - start + 1, 0) // BLOCK_N * BLOCK_N
+        for at in tl.range(0, clear, BLOCK_N):
+            # the next tile's slots are loaded one iteration ahead, so that its keys' load need not wait for them
+            following = tl.load(kv + tl.minimum(at + BLOCK_N + n, last))
+            peak, total, acc = _tile(
+                query, keys, values, slots, start + at + n, bound, sees, window, scale, peak, total, acc,
+                DIM, BLOCK_D, False, WINDOWED,
+            )  # fmt: skip
+            slots = following
+    for at in tl.range(clear, length, BLOCK_N):
+        following = tl.load(kv + tl.minimum(at + BLOCK_N + n, last))
+        peak, total, acc = _tile(
+            query, keys, values, slots, start + at + n, bound, sees, window, scale, peak, total, acc,
+            DIM, BLOCK_D, True, WINDOWED,
+        )  # fmt: skip
+        slots = following
+    return peak, total, acc
+
+
+@triton.jit
 def _item(
     unit: tl.tensor,
     q: tl.tensor,
@@ -108,7 +159,6 @@ def _item(
     partial = tl.load(item + 5)
 
     r = tl.arange(0, BLOCK_M)
-    n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     token_in_item = r // GROUP
     mine = r < count * GROUP
@@ -121,34 +171,10 @@ def _item(
 
     keys = cache + head_rows.to(tl.int64) * (head * DIM)
     values = keys + value_rows.to(tl.int64) * DIM
-    last = length - 1
-    bound = tl.minimum(sees, start + last)
-    peak = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    # lanes beyond the item read its last slot again: no memory outside the item is touched, no load needs a mask
-    mine_kv = kv + kv_at
-    slots = tl.load(mine_kv + tl.minimum(n, last))
-    clear = 0
-    if SKIP:  # tiles that every row sees whole need no masks: all but the last of a long chunk, all of a shared prefix
-        lowest = tl.min(tl.where(mine, bound, start + last), 0)
-        clear = tl.maximum(lowest - start + 1, 0) // BLOCK_N * BLOCK_N
-        for at in tl.range(0, clear, BLOCK_N):
-            # the next tile's slots are loaded one iteration ahead, so that its keys' load need not wait for them
-            following = tl.load(mine_kv + tl.minimum(at + BLOCK_N + n, last))
-            peak, total, acc = _tile(
-                query, keys, values, slots, start + at + n, bound, sees, window, scale, peak, total, acc,
-                DIM, BLOCK_D, False, WINDOWED,
-            )  # fmt: skip
-            slots = following
-    for at in tl.range(clear, length, BLOCK_N):
-        following = tl.load(mine_kv + tl.minimum(at + BLOCK_N + n, last))
-        peak, total, acc = _tile(
-            query, keys, values, slots, start + at + n, bound, sees, window, scale, peak, total, acc,
-            DIM, BLOCK_D, True, WINDOWED,
-        )  # fmt: skip
-        slots = following
-
+    peak, total, acc = _walk(
+        query, keys, values, kv + kv_at, start, length, mine, sees, window, scale,
+        DIM, BLOCK_D, BLOCK_M, BLOCK_N, WINDOWED, SKIP,
+    )  # fmt: skip
     _write(
         item_rows + first, partial, mine, token_in_item, query_head, out, partial_rows, partial_lse, peak, total, acc,
         HEADS, DIM, BLOCK_D,

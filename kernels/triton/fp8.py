@@ -50,13 +50,15 @@ def round_rows(
     BLOCK: tl.constexpr,
 ) -> None:
     """One program per row: `scale[row]` is its largest magnitude / LARGEST, `out[row]` the row divided by it, with
-    zeros from `columns` to `padded`. Floor: 3 bytes an element; the second reading comes from L1 or L2."""
+    zeros from `columns` to `padded`. The scale of a row that is not finite is inf, and so no product of it is finite.
+    Floor: 3 bytes an element; the second reading comes from L1 or L2."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     largest = tl.zeros((BLOCK,), tl.float32)
     for begin in range(0, columns, BLOCK):
         values = tl.load(x + row * stride + begin + at, mask=begin + at < columns, other=0.0)
-        largest = tl.maximum(largest, tl.abs(values.to(tl.float32)))
+        sizes = tl.abs(values.to(tl.float32))
+        largest = tl.maximum(largest, tl.where(sizes == sizes, sizes, float("inf")))  # the maximum alone drops nan
     step = tl.div_rn(tl.max(largest, 0), LARGEST)  # the plain division is an approximate one
     step = tl.where(step > 0, step, 1.0)
     tl.store(scale + row, step)

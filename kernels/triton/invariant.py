@@ -8,14 +8,14 @@ side, never which one, nor what it adds up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from ramet.kernels.triton.aot import Variant
+from ramet.kernels.triton.aot import SHARED_LIMIT, Variant
 from ramet.kernels.triton.quantise import MULTIPROCESSORS, check
 from ramet.kernels.triton.shapes import PROJECTIONS
 
@@ -114,14 +114,26 @@ def tile_for(width: int, dtype: torch.dtype) -> Tile:
     return Tile(32, 128, (6, 4))
 
 
+def fitted(tile: Tile, dtype: torch.dtype, shared: int) -> Tile:
+    """`tile` with no more stages than `shared` bytes hold: a program has 227 KiB on a Hopper, 99 on an L4 or RTX 4090.
+    Stages change when a load is issued and not what is added up, so the bits stay."""
+    heights = (_constants(tile, few, dtype)["BLOCK_M"] for few in (True, False))
+    most = (shared // ((height + tile.width) * tile.depth * dtype.itemsize) for height in heights)
+    few, many = (min(pair) for pair in zip(tile.stages, most, strict=True))
+    return replace(tile, stages=(few, many))
+
+
 def pack(weight: torch.Tensor, bias: torch.Tensor | None, tile: Tile | None = None) -> Invariant:
     """`weight` `[out, in]` as it is (the same memory where it is contiguous). Raises `ModelError` for a shape or dtype
     that is not a linear layer's."""
     check(weight, bias)
     kept = None if bias is None else bias.to(weight.dtype).contiguous()
-    chosen = tile_for(weight.shape[0], weight.dtype) if tile is None else tile
-    programs = torch.cuda.get_device_properties(weight.device).multi_processor_count if weight.is_cuda else 4
-    return Invariant(weight.contiguous(), kept, chosen, programs)
+    chosen, programs, shared = tile or tile_for(weight.shape[0], weight.dtype), 4, SHARED_LIMIT
+    if weight.is_cuda:
+        device = torch.cuda.get_device_properties(weight.device)
+        programs = device.multi_processor_count
+        shared = int(getattr(device, "shared_memory_per_block_optin", 99 << 10))  # torch's type stubs lack it
+    return Invariant(weight.contiguous(), kept, fitted(chosen, weight.dtype, shared), programs)
 
 
 def linear(x: torch.Tensor, layer: Invariant) -> torch.Tensor:
@@ -162,11 +174,12 @@ def _warps(few: bool, dtype: torch.dtype) -> int:
     return 4 if few or dtype is torch.float32 else 8
 
 
-def variants() -> tuple[Variant, ...]:
-    """Both row classes of every distinct configuration of `PROJECTIONS` in bfloat16."""
+def variants(shared: int = SHARED_LIMIT) -> tuple[Variant, ...]:
+    """Both row classes of every distinct configuration of `PROJECTIONS` in bfloat16, for devices whose programs have
+    `shared` bytes."""
     found: dict[str, Variant] = {}
     for width, columns in PROJECTIONS:
-        tile = tile_for(width, torch.bfloat16)
+        tile = fitted(tile_for(width, torch.bfloat16), torch.bfloat16, shared)
         even = columns % tile.depth == 0
         for few in (True, False):
             name = f"invariant/{'few' if few else 'many'}/n{tile.width}{'' if even else '/ragged'}"

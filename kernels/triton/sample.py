@@ -24,11 +24,11 @@ import triton.language as tl
 from ramet.kernels.ops import Drawn
 from ramet.kernels.triton import draws as fields
 from ramet.kernels.triton import logprobs
-from ramet.kernels.triton.adjust import AT, MASK, adjust, integer, read, real, row_of
+from ramet.kernels.triton.adjust import AT, MASK, adjust, allowed, integer, real, row_of
 from ramet.kernels.triton.aot import Variant
 from ramet.kernels.triton.draws import DrawRoom, DrawView, pack_draws, upload, view_draws
 from ramet.kernels.triton.noise import gumbel2
-from ramet.kernels.triton.truncate import ANY, LOWEST, draw_kept, floor_of, kth, ordered, pivot, shortlist
+from ramet.kernels.triton.truncate import ANY, draw_kept, list_kept, pivot
 from ramet.runtime.batch import I32, Draws, Masks, Targets
 
 SCALE: tl.constexpr = tl.constexpr(fields.SCALE)
@@ -133,7 +133,9 @@ def scan(
     row = row_of(logits, stride, copies, vocab, table, columns, draw)
     span = block * SPANS + tl.arange(0, SPANS)
     at = span[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
-    x = read(row, masks, words, integer(table, columns, draw, MASK), at, vocab, MASKED)
+    x = tl.load(row + at, at < vocab, other=-float("inf"))
+    if MASKED:
+        x = tl.where(allowed(masks, words, integer(table, columns, draw, MASK), span, SPANS, SPAN), x, -float("inf"))
     x = tl.where(x == x, x, float("inf"))
     highest = tl.max(x, 1)
     peak = tl.max(highest, 0)
@@ -198,40 +200,23 @@ def settle(
     tl.store(found + 4 * draw, 0)
     if possible:
         scale = real(table, columns, draw, SCALE)
-        below = (peak - top) * scale
         if integer(table, columns, draw, CUT) == 0:
-            score = tl.where(scale > 0, value + below, value)
+            # an explicit fma: left to the compiler, the rounding would depend on CUTS, that is on other draws
+            score = tl.where(scale > 0, tl.fma(peak - top, tl.full(peak.shape, scale, tl.float32), value), value)
             first = tl.min(tl.where(score == tl.max(score, 0), block, BLOCKS - 1), 0)
             tl.store(tokens + draw, tl.load(ids + draw * blocks + first).to(tl.int64))
         elif CUTS:
-            mass = tl.sum(tl.where(here, value, 0.0) * tl.exp2(below), 0)
+            mass = tl.sum(tl.where(here, value, 0.0) * tl.exp2((peak - top) * scale), 0)
             index = tl.arange(0, SPANS)
             highest = tl.load(maxima + draw * spans + index, index < spans, other=-float("inf"))
-            top_k, top_p = integer(table, columns, draw, TOP_K), real(table, columns, draw, TOP_P)
-            bound = floor_of(highest, top, mass, scale, top_k, top_p, real(table, columns, draw, MIN_P), vocab)
             row = row_of(logits, stride, copies, vocab, table, columns, draw)
-            mask = integer(table, columns, draw, MASK)
-            # top-p alone: lists of some 2 and 11 thousandths of the vocabulary are tried before the one of the bound
-            target = tl.where((top_p < 1) & (top_k == 0), mass * top_p * 1.00001, 0.0)
-            k = tl.maximum(spans // 8, 1)
-            count = tl.full((), 0, tl.int32)
-            floor = bound
-            more = count == 0
-            while more:
-                guess = kth(highest, top, k)
-                floor = tl.where(target > 0, tl.maximum(bound, guess), bound)
-                count, held = shortlist(
-                    *(row, masks, words, mask, vocab, highest, top, scale, floor),
-                    *(listed + draw * spans, short_x + draw * CAPACITY, short_at + draw * CAPACITY),
-                    *(SPANS, SPAN, CAPACITY, TILE, MASKED),
-                )
-                more = (held < target) & (count >= 0) & (floor > bound)
-                k *= 4
-            tl.store(found + 4 * draw, count)
-            lowest = tl.where(count < 0, bound, floor)  # a row that is walked is not cut by a guess
-            tl.store(found + 4 * draw + 1, tl.maximum(ordered(lowest), LOWEST + 1))
-            tl.store(found + 4 * draw + 2, top.to(tl.int32, bitcast=True))
-            tl.store(found + 4 * draw + 3, mass.to(tl.int32, bitcast=True))
+            list_kept(
+                *(row, masks, words, integer(table, columns, draw, MASK), vocab, highest, top, mass, scale),
+                *(integer(table, columns, draw, TOP_K), real(table, columns, draw, TOP_P)),
+                *(real(table, columns, draw, MIN_P), spans, listed + draw * spans),
+                *(short_x + draw * CAPACITY, short_at + draw * CAPACITY, found + 4 * draw),
+                *(SPANS, SPAN, CAPACITY, TILE, MASKED),
+            )
 
 
 @triton.jit(do_not_specialize=["columns", "words"])

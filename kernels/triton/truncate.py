@@ -36,7 +36,7 @@ def unordered(key: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def kth(maxima: tl.tensor, peak: tl.tensor, k: tl.tensor) -> tl.tensor:
+def _kth(maxima: tl.tensor, peak: tl.tensor, k: tl.tensor) -> tl.tensor:
     """A value that at least k of `maxima` reach, and not many more; -inf if there is none."""
     keys = ordered(maxima)
     low = tl.full((), LOWEST, tl.int64)
@@ -54,7 +54,7 @@ def kth(maxima: tl.tensor, peak: tl.tensor, k: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def floor_of(
+def _floor(
     maxima: tl.tensor,
     peak: tl.tensor,
     mass: tl.tensor,
@@ -68,7 +68,7 @@ def floor_of(
     2 ** ((x - peak) * scale)."""
     floor = tl.full((), -float("inf"), tl.float32)
     if top_k > 0:
-        floor = kth(maxima, peak, top_k)
+        floor = _kth(maxima, peak, top_k)
     # top-p of top-k is a share of the mass of k tokens: all of them must be listed
     if (top_p < 1) & (top_k == 0):
         # half of the bound, for the rounding of the sums
@@ -79,7 +79,7 @@ def floor_of(
 
 
 @triton.jit
-def shortlist(
+def _shortlist(
     row: tl.tensor,
     masks: tl.tensor,
     words: tl.tensor,
@@ -124,6 +124,57 @@ def shortlist(
         mass += tl.sum(tl.where(keep, tl.exp2((x - peak) * scale), 0.0), 0)
         first += TILE
     return tl.where(count > CAPACITY, -1, count), mass
+
+
+@triton.jit
+def list_kept(
+    row: tl.tensor,
+    masks: tl.tensor,
+    words: tl.tensor,
+    mask: tl.tensor,
+    vocab: tl.tensor,
+    maxima: tl.tensor,
+    peak: tl.tensor,
+    mass: tl.tensor,
+    scale: tl.tensor,
+    top_k: tl.tensor,
+    top_p: tl.tensor,
+    min_p: tl.tensor,
+    number: tl.tensor,
+    spans: tl.tensor,
+    short_x: tl.tensor,
+    short_at: tl.tensor,
+    found: tl.tensor,
+    SPANS: tl.constexpr,
+    SPAN: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    TILE: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> None:
+    """Write a list that holds every token that may be kept; and `found` [4] int32: its length (-1: more than CAPACITY),
+    the key that all of them reach, and by their bits `peak` and `mass`. `maxima` [SPANS]: those of the row's `number`
+    spans; `spans`: scratch."""
+    bound = _floor(maxima, peak, mass, scale, top_k, top_p, min_p, vocab)
+    # top-p alone: lists of some 2 and 11 thousandths of the vocabulary are tried before the one of the bound
+    target = tl.where((top_p < 1) & (top_k == 0), mass * top_p * 1.00001, 0.0)
+    k = tl.maximum(number // 8, 1)
+    count = tl.full((), 0, tl.int32)
+    floor = bound
+    more = count == 0
+    while more:
+        guess = _kth(maxima, peak, k)
+        floor = tl.where(target > 0, tl.maximum(bound, guess), bound)
+        count, held = _shortlist(
+            *(row, masks, words, mask, vocab, maxima, peak, scale, floor, spans, short_x, short_at),
+            *(SPANS, SPAN, CAPACITY, TILE, MASKED),
+        )
+        more = (held < target) & (count >= 0) & (floor > bound)
+        k *= 4
+    lowest = tl.where(count < 0, bound, floor)  # a row that is walked is not cut by a guess
+    tl.store(found, count)
+    tl.store(found + 1, tl.maximum(ordered(lowest), LOWEST + 1))
+    tl.store(found + 2, peak.to(tl.int32, bitcast=True))
+    tl.store(found + 3, mass.to(tl.int32, bitcast=True))
 
 
 @triton.jit

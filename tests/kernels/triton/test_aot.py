@@ -11,13 +11,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from ramet.frontend.errors import ModelError
 
 pytest.importorskip("triton")
 
-from ramet.kernels.triton import aot
-from ramet.kernels.triton.aot import SHARED_LIMIT, Report, all_variants, compile_variant, main
+from ramet.kernels.triton import aot, invariant
+from ramet.kernels.triton.aot import SHARED_LIMIT, Report, all_variants, compile_variant, compiled, main
 
 if TYPE_CHECKING:
     from ramet.kernels.triton.aot import Variant
@@ -49,6 +50,37 @@ def test_it_compiles_without_spills(reports: dict[str, Future[Report]], name: st
 def test_dense_kernels_use_16_byte_accesses(reports: dict[str, Future[Report]], name: str) -> None:
     counts = reports[name].result().instructions
     assert counts["LDG.128"] > 0 and counts["STG.128"] > 0
+
+
+@pytest.mark.parametrize("vocab", [128256, 151936, 262208])
+def test_a_mask_in_the_batch_does_not_move_the_logits_of_scan(vocab: int) -> None:
+    """Else a row's mass would be summed in another order because another row has a mask."""
+    plain, masked = (compile_variant(VARIANTS[f"sample/scan/{kind}v{vocab}"]) for kind in ("", "masked/"))
+    assert masked.shared == plain.shared
+    assert masked.instructions == plain.instructions
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+def test_scores_of_blocks_are_rounded_once_whatever_the_batch_needs(cuts: bool) -> None:
+    """Left to the compiler, product and sum were one instruction without draws that are cut, and two with them."""
+    variant = VARIANTS["sample/settle/v128256"]
+    code = compiled(replace(variant, constants=variant.constants | {"CUTS": cuts})).asm["ttir"]
+    assert code.count("math.fma") == 1
+
+
+@pytest.mark.parametrize("number", range(len(invariant.variants())))
+def test_the_invariant_product_fits_a_device_of_99_kib(number: int) -> None:
+    """sm_86 and sm_89: nothing else that is launched in 16 bits for heads of up to 128 needs more."""
+    assert compile_variant(invariant.variants(99 << 10)[number], 89).shared <= 99 << 10
+
+
+def test_fewer_stages_are_all_that_changes() -> None:
+    for width in (64, 2048, 4096, 132 * 128):
+        tile = invariant.tile_for(width, torch.bfloat16)
+        small = invariant.fitted(tile, torch.bfloat16, 99 << 10)
+        assert replace(small, stages=tile.stages) == tile != small
+        assert min(small.stages) >= 2
+        assert invariant.fitted(tile, torch.bfloat16, SHARED_LIMIT) == tile
 
 
 def test_a_wrong_signature_is_refused() -> None:

@@ -167,6 +167,26 @@ def test_activations_are_rounded_to_e4m3_by_row() -> None:
     assert torch.equal((rounded - ratio).abs()[checked], (exact - ratio).abs()[checked])
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_activations_that_are_not_finite_do_not_become_finite_in_8_bits(value: float) -> None:
+    """Whatever the weight is: 0 x inf is no number either. The sampler must see that the row has failed."""
+    x = random(3, 40, dtype=torch.bfloat16)
+    x[1, 7] = value
+    x[2] = value
+    found, scale = fp8.round_activations(x, 48)
+    assert scale.isfinite().flatten().tolist() == [True, False, False]
+    assert bool(found[0].float().isfinite().all())
+    weight = random(32, 40, seed=1, dtype=torch.bfloat16)
+    weight[0] = 0
+    try:
+        packed = linear.pack(weight, None, "fp8")
+    except ModelError as error:
+        pytest.skip(str(error))
+    product = linear.linear(x, packed).isfinite()
+    assert bool(product[0].all()) and not bool(product[1:].any())
+
+
 @pytest.mark.parametrize(("width", "columns"), [(96, 576), (100, 570)])
 def test_fp8_is_the_product_of_what_was_rounded(width: int, columns: int) -> None:
     weight = random(width, columns, seed=1, dtype=torch.bfloat16)

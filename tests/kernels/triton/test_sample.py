@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from ramet.kernels.triton import noise, sample
-from ramet.kernels.triton.draws import DrawRoom, pack_draws, view_draws
+from ramet.kernels.triton.draws import DrawRoom, mask_words, pack_draws, view_draws
 
 pytestmark = [pytest.mark.triton, pytest.mark.gpu]
 SLOW = settings(
@@ -282,6 +282,21 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
             assert getattr(alone, name)[0].tolist() == getattr(together, name)[r].tolist()
     shared = run(np.concatenate((logits[::-1], logits[:1])), drawn, at=list(range(7, -1, -1)))
     assert shared.tokens.tolist() == together.tokens.tolist()
+
+
+def test_a_mask_of_another_draw_leaves_a_row_its_mass() -> None:
+    """To the bit: another variant of the kernels is launched, which must add in the same order."""
+    logits = torch.from_numpy(np.random.default_rng(5).normal(0, 3, (2, 9000)).astype(np.float32)).to(DEVICE)
+    drawn = draws([0, 1], temperature=1.0, top_p=0.9)
+    every = np.full(mask_words(9000), 0xFFFFFFFF, np.uint32)
+    found = []
+    for masks in (Masks(), Masks(allowed=((1, every),))):
+        packed = pack_draws(drawn, np.arange(2, dtype=np.int32), masks, 9000)
+        assert packed is not None
+        scratch = sample.draw_scratch(packed.room, 9000, logits.device)
+        sample.draw(logits, view_draws(torch.from_numpy(packed.words).to(DEVICE), packed.room), scratch)
+        found.append((scratch.values, scratch.found))
+    assert all(map(torch.equal, *found))
 
 
 def test_a_larger_room_with_stale_buffers_draws_the_same() -> None:
