@@ -40,8 +40,9 @@ def bucket(count: int, sizes: Sequence[int]) -> int | None:
 
 def headed(head: I32, words: I32, width: int, fill: int) -> I32:
     """One array to copy: `head`, filled up to `width` with `fill`, then `words`."""
-    made: I32 = np.empty(width + len(words), np.int32)  # all is written below
-    made[: len(head)], made[len(head) : width], made[width:] = head, fill, words
+    made: I32 = np.full(width + len(words), fill, np.int32)
+    made[: len(head)] = head
+    made[width:] = words
     return made
 
 

@@ -47,16 +47,21 @@ def steps_of(session: Session) -> int:
     return session.scale.steps * session.scale.repeats
 
 
+def key(*what: object, **fields: object) -> str:
+    """Names a measurement in `Session.known`."""
+    return " ".join(map(str, (*what, *sorted(fields.items()))))
+
+
 def step_ms(session: Session, name: str, batch: int, context: int, **fields: Any) -> float:
     """Milliseconds of a decode step of sequences that share nothing: median over repeats of many steps each. Measured
     once for each model and set of fields; a model that is not needed is not loaded."""
-    key = ("decode", name, batch, context, *sorted(fields.items()))
-    if key not in session.known:
+    timed = key("decode", name, batch, context, **fields)
+    if timed not in session.known:
         scale, model = session.scale, session.kept.get(name, **fields)
         loop = decoding(model, batch, context, session.place, steps=scale.steps, repeats=scale.repeats)
         ms = session.place.wall_ms(lambda: loop.steps(scale.steps), repeats=scale.repeats)
-        session.known[key] = ms / scale.steps
-    return session.known[key]
+        session.known[timed] = ms / scale.steps
+    return session.known[timed]
 
 
 def prefill(session: Session, name: str) -> None:
@@ -72,16 +77,16 @@ def prefill(session: Session, name: str) -> None:
 
 def prefill_ms(session: Session, name: str, many: int, length: int, **fields: Any) -> float:
     """Milliseconds from the first step to the end of all programs; median over fresh engines."""
-    key = ("prefill", name, many, length, *sorted(fields.items()))
-    if key not in session.known:
+    timed = key("prefill", name, many, length, **fields)
+    if timed not in session.known:
         model, times = session.kept.get(name, **fields), []
         for _ in range(session.scale.repeats + 1):
             loop = Loop(model)
             for number in range(many):
                 loop.completion(loop.prompt(length), Sampling(temperature=0, max_tokens=1), number)
             times.append(session.place.wall_ms(loop.finish, repeats=1))
-        session.known[key] = statistics.median(times[1:])  # the first one is a warm-up
-    return session.known[key]
+        session.known[timed] = statistics.median(times[1:])  # the first one is a warm-up
+    return session.known[timed]
 
 
 def workload(session: Session, spec: Spec) -> list[Request]:
@@ -103,8 +108,8 @@ def mix(session: Session, name: str) -> None:
 
 def mix_seconds(session: Session, name: str, **fields: Any) -> float:
     """Seconds of the mix; measured once."""
-    key = ("mix", name, *sorted(fields.items()))
-    if key not in session.known:
+    timed = key("mix", name, **fields)
+    if timed not in session.known:
         model = session.kept.get(name, **fields)
         requests = workload(session, model.spec)
         for some in ([Request(r.prompt, 2) for r in requests[:16]], requests):  # the first few are a warm-up
@@ -115,8 +120,8 @@ def mix_seconds(session: Session, name: str, **fields: Any) -> float:
         wanted = sum(request.tokens for request in requests)
         if loop.made != wanted:
             raise RuntimeError(f"the mix made {loop.made} tokens, not {wanted}")
-        session.known[key] = seconds
-    return session.known[key]
+        session.known[timed] = seconds
+    return session.known[timed]
 
 
 def deterministic(session: Session, name: str) -> None:

@@ -6,10 +6,11 @@ is several processes, one after the other, and what they found lies in a file af
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from gpu_parts.report import Outcome, Row
 
@@ -23,21 +24,17 @@ class Saved:
     rows: list[Row] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     limits: tuple[float, float] = (float("nan"), float("nan"))
-    known: dict[tuple[object, ...], float] = field(default_factory=dict)
+    known: dict[str, float] = field(default_factory=dict)
     running: tuple[str, float] | None = None
     over: bool = False
 
     def write(self, path: Path) -> None:
         """Whole, or not at all."""
         part = path.with_suffix(".part")
-        part.write_bytes(pickle.dumps(self))
+        part.write_bytes(msgspec.msgpack.encode(self, enc_hook=float))  # NumPy's numbers
         part.replace(path)
 
 
 def read(path: Path) -> Saved | None:
     """None where no process came so far."""
-    if not path.exists():
-        return None
-    found = pickle.loads(path.read_bytes())  # our own process wrote it, into a folder of its own
-    assert isinstance(found, Saved), f"{path} is no state of a run"
-    return found
+    return msgspec.msgpack.decode(path.read_bytes(), type=Saved) if path.exists() else None

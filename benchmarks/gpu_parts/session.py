@@ -32,7 +32,7 @@ class DeviceLost(Exception):
 @dataclass(slots=True)
 class Session:
     """What sections share. `models`: those to measure (empty: each section's own choice); `limits`: the chip's, once
-    they are known; `known`: milliseconds of what was timed, by whatever names it; `out`: where files go (None:
+    they are known; `known`: what was timed, by what names it (`engine.key`); `out`: where files go (None:
     nowhere); `state`: where the next process finds what was found; `peer_options`: the peer's, as JSON."""
 
     place: Place
@@ -44,7 +44,7 @@ class Session:
     models: tuple[str, ...] = ()
     real: Path | None = None
     limits: Limits = field(default_factory=Limits)
-    known: dict[tuple[object, ...], float] = field(default_factory=dict)
+    known: dict[str, float] = field(default_factory=dict)
     state: Path | None = None
     peer_options: str = "{}"
     running: tuple[str, float] | None = None

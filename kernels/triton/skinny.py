@@ -54,15 +54,15 @@ lop3.b32 top1, shifted, 0x00800080, 0x43004300, 0xEA;
 sub.rn.bf16x2 $0, low0, top0;
 sub.rn.bf16x2 $1, low1, top1;
 }""")
+_TWO, _FOUR = tl.constexpr((tl.bfloat16,) * 2), tl.constexpr((tl.bfloat16,) * 4)
 
 
 # The branches below are expressions, because Triton goes on after a return in a branch.
 @triton.jit
 def _unpack8(words: tl.tensor, FAST: tl.constexpr, DTYPE: tl.constexpr) -> Any:
     """The two slices of `words` `int16` as exact integers in DTYPE."""
-    kinds: tl.constexpr = (tl.bfloat16, tl.bfloat16)
     return (
-        tl.inline_asm_elementwise(_UNPACK8, "=r,=r,r", [words], dtype=kinds, is_pure=True, pack=2)
+        tl.inline_asm_elementwise(_UNPACK8, "=r,=r,r", [words], dtype=_TWO, is_pure=True, pack=2)
         if FAST
         else (((words << 8) >> 8).to(DTYPE), (words >> 8).to(DTYPE))
     )
@@ -71,9 +71,8 @@ def _unpack8(words: tl.tensor, FAST: tl.constexpr, DTYPE: tl.constexpr) -> Any:
 @triton.jit
 def _unpack4(words: tl.tensor, FAST: tl.constexpr, DTYPE: tl.constexpr) -> Any:
     """The four slices of `words` `int16` as exact integers in DTYPE."""
-    kinds: tl.constexpr = (tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16)
     return (
-        tl.inline_asm_elementwise(_UNPACK4, "=r,=r,=r,=r,r", [words], dtype=kinds, is_pure=True, pack=2)
+        tl.inline_asm_elementwise(_UNPACK4, "=r,=r,=r,=r,r", [words], dtype=_FOUR, is_pure=True, pack=2)
         if FAST
         else (
             ((words & 15) - 8).to(DTYPE),

@@ -173,7 +173,7 @@ def test_a_lost_device_ends_the_process_and_the_next_one_goes_on(parts, tmp_path
 
     def fine(session):
         told.append(session.limits.bandwidth)
-        session.known["a",] = 3.0
+        session.known["a"] = np.float64(3)
         session.limits = parts.floors.Limits(2.0, 1.0)
         session.add(parts.report.Row("a", "what", 1.0, "ms", target=parts.report.Target(least=2)))
 

@@ -271,7 +271,7 @@ def test_the_whole_run(tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / cached.name).symlink_to(cached)
     monkeypatch.setenv("RAMET_CACHE", str(tmp_path / "cache"))
-    sizes = "--model random:tiny --threads 1 --rounds 2 --prompt 16 --batches 1 3 --context 8 --tokens 24"
+    sizes = "--model random:tiny --threads 1 --rounds 2 --prompt 16 --batches 1 3 --context 8 --tokens 96"
     shape = "--branches 3 --prefix 40 --own 5 --made 3 --peers ramet:int8 counting --adapters more"
     done = run(*sizes.split(), *shape.split(), "--json", "--out", "made", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
