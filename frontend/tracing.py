@@ -281,9 +281,13 @@ class Trace:
         if isinstance(op, Select) and any(marked(choice) for choice in op.choices):
             choices = tuple(self._cut(choice, entry.where) for choice in op.choices)
             return Step(msgspec.structs.replace(op, choices=()), entry.where, choices=choices)
-        raw = msgspec.json.encode(op, enc_hook=str.__str__).decode()  # of symbols
+        kind = type(op).__name__
+        try:
+            raw = msgspec.json.encode(op, enc_hook=str.__str__).decode()  # of symbols
+        except UnicodeEncodeError as error:
+            said = f"an option of this {kind} has a lone surrogate, {error.object[error.start]!a}, which is no text"
+            self.stop("feature", said, entry.where)
         if marked(raw):
-            kind = type(op).__name__
             self.stop("look", f"an option of this {kind} is made from {self.probe.names(raw)}", entry.where)
         return Step(op, entry.where)
 
