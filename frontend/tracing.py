@@ -21,6 +21,7 @@ from ramet.frontend.eyes import among_alike, taker
 from ramet.frontend.handlers import handled
 from ramet.frontend.ir import Choices, Gen, Meta, Put, Ref, Select, Text
 from ramet.frontend.lineage import named_values
+from ramet.frontend.managers import Entered
 from ramet.frontend.planned import Break, BreakKind, Param, Part, Read, Return, Step, Use
 from ramet.frontend.probes import Altered, Blank, Probe, marked
 from ramet.frontend.sampling import Sampling
@@ -129,6 +130,7 @@ class Trace:
         self.result: Any = None  # of a trace whose texts are empty: what its body has returned
         self.refused = False  # the language took an argument for invalid
         self.given: set[tuple[CodeType, int]] = set()  # calls whose first argument is a text made of symbols
+        self.entered = Entered()
         self.moves = 0  # what was found, and texts that were appended
         self._texts = self._steps = 0
         self._looks = 0  # at values that are decided, since it last moved
@@ -231,7 +233,7 @@ class Trace:
         if entry.id not in self._read:
             self._read.add(entry.id)
             with self.unwatched:
-                if handled(sys._getframe(1)):
+                if handled(sys._getframe(1), self.entered):
                     self.stop("feature", "the program itself handles an error of what it reads here")
             self._add(Read(entry.id, self._steps, self._place()))
 

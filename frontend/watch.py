@@ -16,7 +16,9 @@ from ramet.frontend import roles, run, transcript, values
 from ramet.frontend.branches import Branches
 from ramet.frontend.escapes import Outside
 from ramet.frontend.eyes import SEARCHES, alike, searched
+from ramet.frontend.handlers import block_handler
 from ramet.frontend.host import inside_async_body
+from ramet.frontend.managers import ENTERS
 from ramet.frontend.planned import BreakKind
 from ramet.frontend.probes import marked
 from ramet.frontend.tracing import Trace
@@ -74,10 +76,14 @@ class Watch:
         code = frame.f_code
         if own(frame):
             self._language(frame, code)
-        elif not foreign(code.co_filename):
+            return
+        back = frame.f_back
+        if code.co_name in ENTERS and code.co_argcount and back is not None and not own(back):
+            self._trace.entered.enter(back, block_handler(back), frame.f_locals[code.co_varnames[0]])
+        if not foreign(code.co_filename):
             self._codes.add(code)
             self.outside.called(frame)
-        elif frame.f_back is not None and not own(frame.f_back) and not _foreign_frame(frame.f_back):
+        elif back is not None and not own(back) and not _foreign_frame(back):
             module = str(frame.f_globals.get("__name__", ""))
             if module not in _CARRIERS.split() and any(_marked(value) for value in frame.f_locals.values()):
                 self._trace.stop("look", f"{module}.{code.co_name} is given text that only a run knows")
