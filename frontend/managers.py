@@ -10,6 +10,7 @@ import contextlib
 import dis
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
@@ -72,7 +73,7 @@ def _may_be_true(function: Any) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _returns(code: CodeType) -> bool:
     found = list(dis.get_instructions(code))
-    for before, each in zip(found, found[1:], strict=False):
+    for before, each in itertools.pairwise(found):
         if each.opname == "RETURN_VALUE" and not (before.opname == "LOAD_CONST" and not before.argval):
             return True
     return any(each.opname == "RETURN_CONST" and each.argval for each in found)

@@ -174,7 +174,7 @@ def lenient() -> Iterator[None]:
 
 @contextlib.contextmanager
 def forgiving() -> Iterator[None]:
-    try:
+    try:  # noqa: SIM105
         yield
     except Exception:  # noqa: BLE001
         pass
@@ -200,7 +200,7 @@ async def _awaits_in_a_block(s: rt.State) -> str:
 
 @contextlib.asynccontextmanager
 async def forgiving_async() -> AsyncIterator[None]:
-    try:
+    try:  # noqa: SIM105
         yield
     except rt.ParseError:
         pass
@@ -305,8 +305,7 @@ class Passes:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if kind is not None:
-            return None
-        return None
+            return
 
 
 def _in_blocks(s: rt.State) -> str:

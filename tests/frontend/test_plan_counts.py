@@ -231,7 +231,8 @@ def test_a_text_that_no_file_can_hold() -> None:
         s.gen(max_tokens=1)
 
     line = f"{Path(__file__).name}:{odd.__wrapped__.__code__.co_firstlineno + 3}"
-    with pytest.raises(rt.PlanError, match=rf"^odd: a text at {line} has a lone surrogate, '\\ud800', .*errors='replace'"):
+    said = rf"^odd: a text at {line} has a lone surrogate, '\\ud800', .*errors='replace'"
+    with pytest.raises(rt.PlanError, match=said):
         odd.compile().dumps()
 
 
