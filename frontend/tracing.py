@@ -174,6 +174,11 @@ class Trace:
 
         return named_values(self.probe.readable(text, part), name)
 
+    @property
+    def other_kinds(self) -> bool:
+        """See `symbols.Observer`."""
+        return self.probe.others
+
     def written(self, frame: FrameType) -> None:
         """See `symbols.Observer`."""
         if own(frame) or foreign(frame.f_code.co_filename) or isinstance(self.probe, Blank):
@@ -226,7 +231,7 @@ class Trace:
             return values[want.choices.index(self.decide(use, want.choices))]
         number = {"int": Use(entry.id, "int"), "float": Use(entry.id, "float")}.get(want.name)
         said = self.probe.text(number) if number else None
-        return Opaque(self, number or use, _kind(want.name), said)
+        return Opaque.of(self, number or use, want.kind, said)
 
     def _reads(self, entry: Entry) -> None:
         self._refuse_kept()
@@ -313,7 +318,3 @@ def _domain(entry: Entry) -> tuple[str, ...]:
     if isinstance(op, Gen) and isinstance(op.constraint, Choices):
         return op.constraint.choices
     return ()
-
-
-def _kind(name: str) -> type:
-    return {"int": int, "float": float}.get(name, object)

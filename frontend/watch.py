@@ -21,6 +21,7 @@ from ramet.frontend.host import inside_async_body
 from ramet.frontend.managers import ENTERS
 from ramet.frontend.planned import BreakKind
 from ramet.frontend.probes import marked
+from ramet.frontend.symbols import is_opaque
 from ramet.frontend.tracing import Trace
 from ramet.frontend.users import foreign, line_of, own
 
@@ -44,9 +45,10 @@ _WITH: dict[CodeType, tuple[str, Any, str]] = {  # a parameter, what it is when 
 _RACES = "ramet.frontend.trials"
 _HARMLESS = frozenset(("join", "format", "format_map", "__format__", "__str__", "__add__", "__sizeof__"))
 _CARRIERS = (  # modules that hand text on and do not look at it
-    "abc asyncio collections collections.abc concurrent.futures contextlib contextvars copy dataclasses enum functools "
+    "abc asyncio collections collections.abc concurrent.futures contextlib contextvars copy dataclasses functools "
     "inspect itertools logging operator threading types typing warnings weakref"
 )
+_CLASSES = ("abc", "dataclasses", "inspect", "typing")  # modules that ask for the class of what they are given
 
 
 class Watch:
@@ -85,7 +87,10 @@ class Watch:
             self.outside.called(frame)
         elif back is not None and not own(back) and not _foreign_frame(back):
             module = str(frame.f_globals.get("__name__", ""))
-            if module not in _CARRIERS.split() and any(_marked(value) for value in frame.f_locals.values()):
+            values = frame.f_locals.values()
+            if module in _CLASSES and any(map(is_opaque, values)):
+                self._trace.look(f"gives {module}.{code.co_name} a value that only a run knows")
+            if module not in _CARRIERS.split() and any(map(_marked, values)):
                 self._trace.stop("look", f"{module}.{code.co_name} is given text that only a run knows")
 
     def _language(self, frame: FrameType, code: CodeType) -> None:
