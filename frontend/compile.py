@@ -23,13 +23,14 @@ from ramet.frontend.blanked import agrees, difference
 from ramet.frontend.collecting import Collector
 from ramet.frontend.endless import Lines, watched
 from ramet.frontend.errors import ConstraintError
-from ramet.frontend.eyes import seen, table
+from ramet.frontend.eyes import table
 from ramet.frontend.host import enter_backend, inside_async_body
 from ramet.frontend.naming import NamingCore
 from ramet.frontend.parameters import Opened
 from ramet.frontend.planned import Break, Const, Decision, Document, Node, Read, Return, Returned, Step
 from ramet.frontend.probes import Blank, Probe
 from ramet.frontend.returned import Types, returned
+from ramet.frontend.sights import seen
 from ramet.frontend.state import State
 from ramet.frontend.symbols import Symbol
 from ramet.frontend.traced import Nowhere, TraceExecution, TraceState
@@ -170,6 +171,9 @@ class _Explorer:
         assert end is not None and second.end is not None
         same = next((i for i, (a, b) in enumerate(zip(found, second.found, strict=False)) if a != b), None)
         if same is None and len(found) != len(second.found):
+            shorter = min(first, second, key=lambda trace: len(trace.found))
+            if isinstance(shorter.end, Break) and shorter.end.kind == "look":  # which the other has not seen
+                return Path(shorter.found, shorter.end, first.readers)
             same = min(len(found), len(second.found))
         if same is not None:
             line = next((f.where for f in (*found[same : same + 1], *second.found[same : same + 1])), end.where)

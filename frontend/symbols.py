@@ -181,6 +181,11 @@ class Opaque:
         return self._part
 
     @property
+    def kind(self) -> type | None:
+        """The class that it has in every run, if there is one."""
+        return self._kind
+
+    @property
     def __class__(self) -> Any:  # isinstance(n, int) holds for a parameter of type int
         if self._kind is None and not _asked_inside():
             self._look("asks the type of")

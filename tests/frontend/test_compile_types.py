@@ -45,6 +45,7 @@ ANSWERS: dict[Any, list[str]] = {
     list[int]: ["[1, 2]", "[]"],
     dict[str, int]: ['{"x": 1}', "{}"],
     Point: ['{"x": 1}'],
+    int | None: ["null", "12"],
     int | list[int]: ["12", "[1, 2]"],
     list[int] | dict[str, int]: ["[1, 2]", '{"x": 1}'],
 }
@@ -53,6 +54,11 @@ ASKS: dict[str, tuple[Any, Callable[[Any], Any], bool]] = {  # a type, what is a
     "a list": (list[int], lambda value: isinstance(value, list), True),
     "a dict": (dict[str, int], lambda value: isinstance(value, dict), True),
     "a record": (Point, lambda value: isinstance(value, Point), True),
+    "its type": (int, lambda value: type(value) is int, False),
+    "the name of its type": (int, lambda value: type(value).__name__, False),
+    "whether it is none": (int | None, lambda value: value is None, False),
+    "what to do without one": (int | None, lambda value: "none" if value is None else "some", False),
+    "whether a number is none": (int, lambda value: value is None, True),
     "its class": (list[int], lambda value: value.__class__ is list, True),
     "one of several": (int | list[int], lambda value: isinstance(value, int), False),
     "an abstract class": (int, lambda value: isinstance(value, numbers.Number), False),
@@ -89,3 +95,14 @@ def test_texts_have_the_type_of_texts() -> None:
         return [a.__class__ is str, isinstance(a, str), a.__class__.__name__]
 
     assert asks.compile().run("x", backend=rt.Mock()).result(WAIT) == [True, True, "str"]
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_the_type_of_a_text_or_a_read_is_a_graph_break(inline: bool) -> None:
+    @rt.function
+    def asks(s: rt.State, a: str) -> bool:
+        return type(s.gen(int, max_tokens=2).get()) is int if inline else type(a) is str
+
+    [found] = asks.compile().breaks
+    assert found.kind == "look" and "asks the type of" in found.reason
+    assert asks.compile().run("x", backend=rt.Mock("1")).result(WAIT) is True

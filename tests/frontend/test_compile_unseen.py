@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import operator
+import random
+import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -148,7 +151,68 @@ LOOKS: dict[str, Callable[[str, str], object]] = {
     "finds": lambda a, b: (lambda key: "a/b c".find(key))(f"{a}/{b}"),
     "matches": lambda a, b: matched(f"{a}/{b}"),
     "of a number": lambda a, b: f"{a}{3}" == "a3",
+    "compares an attribute": lambda a, b: (lambda box: box.text == "ab")(Box(f"{a}{b}")),
+    "compares an attribute further on": lambda a, b: (lambda box: box.text.text == "ab")(Box(Box(f"{a}{b}"))),
+    "compares an item": lambda a, b: (lambda texts: texts[0] == "ab")([f"{a}{b}"]),
+    "compares a field": lambda a, b: (lambda texts: texts["k"] == "ab")({"k": f"{a}{b}"}),
+    "compares what join makes at once": lambda a, b: "".join([a, b]) == "ab",
+    "compares what join makes of a generator": lambda a, b: "".join(text for text in (a, b)) == "ab",
+    "looks for what join makes": lambda a, b: "".join([a, b]) in ("ab", "c"),
+    "gets what join makes": lambda a, b: TABLE.get("/".join([a, b]), "none"),
+    "compares what replace makes": lambda a, b: "x".replace("x", a) == "a",
+    "compares what a function makes": lambda a, b: glued(a, b) == "ab",
+    "compares both sides": lambda a, b: (lambda text: "aa" < text < "b")(f"{a}{b}"),
+    "compares what it names": lambda a, b: (text := f"{a}{b}") == "ab" or text,
+    "compares lists": lambda a, b: [f"{a}{b}"] == ["ab"],
+    "compares dicts": lambda a, b: (lambda texts: texts == {"k": "ab"})({"k": f"{a}{b}"}),
+    "compares records": lambda a, b: Pair(f"{a}{b}", 1) == Pair("ab", 1),
+    "compares by a function": lambda a, b: operator.eq(f"{a}{b}", "ab"),
+    "matches a tuple": lambda a, b: matched_pair((f"{a}{b}", "x")),
+    "looks for a constant": lambda a, b: "ab" in [f"{a}{b}"],
+    "looks for a constant among keys": lambda a, b: (lambda kept: "ab" in kept)({f"{a}{b}": 1}),
+    "gets a constant": lambda a, b: {f"{a}{b}": 1}.get("ab", 0),
+    "finds a constant": lambda a, b: [f"{a}{b}", "ab"].index("ab"),
+    "counts with a constant": lambda a, b: len({f"{a}{b}", "ab"}),
+    "adds to constants": lambda a, b: (lambda kept: kept.add(f"{a}{b}") or len(kept))({"ab"}),
+    "keeps under it, beside constants": lambda a, b: kept_under({"ab": 1}, f"{a}{b}"),
+    "intersects": lambda a, b: len({f"{a}{b}"} & {"ab"}),
+    "makes a number": lambda a, b: number_of(a, b),
+    "hashes": lambda a, b: hash(f"{a}{b}") % 2,
+    "gets an attribute": lambda a, b: getattr(Box("x"), f"{a}{b}", "none"),
 }
+
+
+class Box:
+    def __init__(self, text: Any) -> None:
+        self.text = text
+
+
+class Pair(NamedTuple):
+    text: str
+    number: int
+
+
+def glued(a: str, b: str) -> str:
+    return f"{a}{b}"
+
+
+def kept_under(kept: dict[str, int], key: str) -> int:
+    kept[key] = 2
+    return kept["ab"]
+
+
+def number_of(a: str, b: str) -> int:
+    try:
+        return int(f"{a}{b}")
+    except ValueError:
+        return -1
+
+
+def matched_pair(pair: tuple[str, str]) -> int:
+    match pair:
+        case ("ab", _):
+            return 1
+    return 2
 
 
 def matched(text: str) -> int:
@@ -181,7 +245,20 @@ RIGHT: dict[str, Callable[[str, str], object]] = {
     "a split constant": lambda a, b: ", ".join(f"{word} {a}" for word in ["x", "y"]),
     "a log": lambda a, b: LOG.debug("%s of %s", f"{a}{b}", a) or "said",
     "no text": lambda a, b: f"{a}{b}" if a is not None else "",
+    "another attribute": lambda a, b: (lambda box: box.kind == "x" and box.text)(Kinded("x", f"{a}{b}")),
+    "another field": lambda a, b: (lambda kept: kept["kind"] == "x" and kept["text"])({"kind": "x", "text": f"{a}{b}"}),
+    "an item": lambda a, b: (lambda texts, at: texts[at])([f"{a}{b}", "x"], 0),
+    "counted items": lambda a, b: (lambda texts: len(texts) == 2 and texts[1])(["x", f"{a}{b}"]),
+    "what a function makes": lambda a, b: ", ".join([glued(a, b), "x"]),
+    "kept by a loop": lambda a, b: (lambda kept, key: kept.setdefault(key, key) + kept[key])({}, f"{a}-1"),
+    "said by a method": lambda a, b: Box(f"{a}{b}").text + "!",
+    "seeded chance": lambda a, b: f"{a}{random.Random(1).random()}",
 }
+
+
+class Kinded:
+    def __init__(self, kind: str, text: str) -> None:
+        self.kind, self.text = kind, text
 
 
 @pytest.mark.parametrize("use", RIGHT)
@@ -198,6 +275,18 @@ def test_what_looks_at_other_things_stays_whole(use: str, caplog: pytest.LogCapt
     plan.run("a", "b", backend=mock).result(WAIT)
     uses.using(backend=other).run("a", "b").result(WAIT)
     assert mock.prompts == other.prompts
+
+
+@pytest.mark.parametrize(
+    "asks", [lambda: random.choice("xy"), lambda: random.random() < 2.0, lambda: secrets.randbelow(2)]
+)
+def test_chance_is_a_graph_break_also_where_it_falls_alike(asks: Callable[[], object]) -> None:
+    @rt.function
+    def chooses(s: rt.State) -> str:
+        return f"{asks()}"
+
+    [found] = chooses.compile().breaks
+    assert found.kind == "differs" and "in every run" in found.reason
 
 
 # --- what is right stays whole ---
