@@ -110,16 +110,22 @@ class _Seeing(Lines):
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
         counting = super().__call__(frame, event, arg)
-        lines = table(frame.f_code).lines if counting is not None else {}
-        if counting is None or not lines:
+        known = table(frame.f_code) if counting is not None else None
+        if counting is None or known is None or not known.lines:
             return counting
 
         def looking(frame: FrameType, event: str, arg: Any) -> Any:
-            if event == "line" and frame.f_lineno in lines and self.trace.end is None:
-                look = seen(frame, lines[frame.f_lineno])
+            late = frame.f_lineno in known.late
+            if self.trace.end is None and event in ("line", "opcode"):
+                by_line = event == "line"
+                looks = known.lines.get(frame.f_lineno) if by_line else known.ways.get(frame.f_lasti)
+                look = seen(frame, looks) if looks and not (by_line and late) else ""
                 if look:
                     self.trace.look(look)
-            counting(frame, event, arg)
+                if by_line:
+                    frame.f_trace_opcodes = late
+            if event != "opcode" or not late or self.given_up:
+                counting(frame, event, arg)
             return looking
 
         return looking

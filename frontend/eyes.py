@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 IS = "asks what is"
 KEEPS = "keeps something under"
+ITERATES = "iterates over"
 _LOOKS = {
     "COMPARE_OP": "compares",
     "CONTAINS_OP": "looks for",
@@ -21,11 +22,20 @@ _LOOKS = {
     "STORE_SUBSCR": KEEPS,
     "IS_OP": IS,
     "MATCH_CLASS": "matches",
+    "GET_ITER": ITERATES,
+}
+_PEEKS = {  # that leave the value where it is, or as many parts as they are told
+    "MATCH_SEQUENCE": "matches",
+    "MATCH_MAPPING": "matches",
+    "UNPACK_SEQUENCE": ITERATES,
+    "UNPACK_EX": ITERATES,
 }
 ASKS = {  # functions that look at an argument of theirs, and where that stands
-    **dict.fromkeys(("type", "hash", "int", "float", "complex"), 0),
+    **dict.fromkeys(("type", "hash", "int", "float", "complex", "bytes", "bytearray"), 0),
+    **dict.fromkeys(("list", "tuple", "set", "frozenset", "iter", "reversed", "enumerate"), 0),
     **dict.fromkeys(("getattr", "setattr", "hasattr", "delattr"), 1),
 }
+COLLECTS = frozenset(("set", "frozenset", "Counter", "fromkeys", "groupby", "update"))  # of what is equal one alone
 _MADE = ("BUILD_STRING", "FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "CONVERT_VALUE", "BINARY_OP")
 _HELD = ("BUILD_LIST", "BUILD_TUPLE", "BUILD_SET", "BUILD_MAP", "BUILD_CONST_KEY_MAP")
 _NOTHING = ("PRECALL", "KW_NAMES", "NOP", "CACHE", "EXTENDED_ARG", "RESUME", "NOT_TAKEN")
@@ -36,10 +46,10 @@ Way = tuple[object, ...]  # a variable's name, then names of attributes (".name"
 
 
 class Taker(NamedTuple):
-    """The instruction that takes a value. `doing`: what it does with it, "calls" for a call of the global `callee`, of
-    which it is the argument at `position`; else `position` counts operands from the top. `held`: it is the "item" of a
-    container there, the "key" of a dict or a "field" of one; "" by itself. `beside`: the other operand is a text that
-    the program makes, too."""
+    """The instruction that takes a value. `doing`: what it does with it, "calls" for a call of `callee`, of which it is
+    the argument at `position`; else `position` counts operands from the top. `held`: it is the "item" of a container
+    there ("mixed": beside constants), the "key" of a dict or a "field" of one; "" by itself. `beside`: the other
+    operand is a text that the program makes, too."""
 
     offset: int
     doing: str
@@ -60,6 +70,7 @@ class Table(NamedTuple):
 
     ways: dict[int, list[tuple[Way, Taker]]]
     lines: dict[int, list[tuple[Way, Taker]]]
+    late: frozenset[int]  # lines that look at variables that they assign
 
 
 @functools.lru_cache(maxsize=1024)
@@ -85,8 +96,8 @@ def _taker(found: _Found, index: int, above: int, held: str = "") -> Taker | Non
         each = found[at]
         if above == 0 and each.opname.startswith("POP_JUMP") and each.opname.endswith("_NONE"):
             return Taker(each.offset, IS, 0, held)
-        if above == 0 and each.opname in ("MATCH_SEQUENCE", "MATCH_MAPPING"):
-            return Taker(each.offset, "matches", 0, held)
+        if above == 0 and each.opname in _PEEKS:
+            return Taker(each.offset, _PEEKS[each.opname], 0, held)
         copies = _copies(found, at, above)
         if copies:
             at += copies
@@ -118,10 +129,11 @@ def _taken(found: _Found, at: int, above: int, held: str) -> Taker | None:
     if doing == "calls":
         count = each.arg or 0
         _, before = _operands(found, at, count)
-        name = str(found[before].argval) if before >= 0 and found[before].opname in ("LOAD_GLOBAL", "LOAD_NAME") else ""
-        single = count == 1 or name != "type"
-        return Taker(each.offset, doing, count - 1 - above, held, name if name in ASKS and single else "")
-    if doing in ("compares", "matches", IS):
+        known = before >= 0 and found[before].opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_METHOD", "LOAD_ATTR")
+        name = str(found[before].argval) if known else ""
+        asks = name in COLLECTS or (name in ASKS and not (name == "type" and count > 1))
+        return Taker(each.offset, doing, count - 1 - above, held, name if asks else "")
+    if doing in ("compares", "matches", IS, ITERATES):
         return Taker(each.offset, doing, above, held)
     if doing:
         operands, _ = _operands(found, at, 2)
@@ -129,7 +141,7 @@ def _taken(found: _Found, at: int, above: int, held: str) -> Taker | None:
         taken = Taker(each.offset, doing, above, held, beside=beside)
         if doing == KEEPS and above == 2:
             return None
-        inside = ("item", "key") if doing == "looks for" else ("", "key") if doing == "looks up" else ("key",)
+        inside = ("item", "mixed", "key") if doing == "looks for" else ("", "key") if doing == "looks up" else ("key",)
         if taken.container and held not in inside and not (doing == "looks for" and not held):
             return None
         return taken
@@ -149,7 +161,8 @@ def _holder(found: _Found, at: int, above: int, held: str) -> Taker | None:
         return Taker(each.offset, "compares", 0, held)
     if each.opname in ("BUILD_MAP", "BUILD_CONST_KEY_MAP"):
         return _taker(found, at, 0, "key" if is_key else "field")
-    return _taker(found, at, 0, held or "item")
+    mixed = any(found[item].opname == "LOAD_CONST" and isinstance(found[item].argval, str) for item in operands)
+    return _taker(found, at, 0, held or ("mixed" if mixed else "item"))
 
 
 def _operands(found: _Found, at: int, count: int) -> tuple[list[int], int]:
@@ -197,6 +210,7 @@ def table(code: CodeType) -> Table:
     found, _ = _instructions(code)
     ways: dict[int, list[tuple[Way, Taker]]] = {}
     lines: dict[int, list[tuple[Way, Taker]]] = {}
+    stored: set[tuple[int, str]] = set()
     for index, each in enumerate(found):
         for above, name in enumerate(reversed(loaded(each))):
             taken = _taker(found, index, above)
@@ -208,7 +222,10 @@ def table(code: CodeType) -> Table:
         looks = [(way, taken) for way, taken in ways.get(each.offset, ()) if taken.doing != "calls" or taken.callee]
         if line is not None and looks:
             lines.setdefault(line, []).extend(looks)
-    return Table(ways, lines)
+        if line is not None and each.opname.startswith("STORE_"):
+            stored.add((line, str(each.argval)))
+    late = (line for line, looks in lines.items() if any((line, way[0]) in stored for way, _ in looks))
+    return Table(ways, lines, frozenset(late))
 
 
 def _further(found: _Found, index: int, way: Way, ways: dict[int, list[tuple[Way, Taker]]]) -> None:
@@ -217,7 +234,11 @@ def _further(found: _Found, index: int, way: Way, ways: dict[int, list[tuple[Way
     while at < len(found):
         if found[at].opname == "LOAD_ATTR" and _moves(found[at])[1] == 1:
             way = (*way, f".{found[at].argval}")
-        elif found[at].opname == "LOAD_CONST" and at + 1 < len(found) and _doing(found[at + 1]) == "looks up":
+        elif (
+            found[at].opname in ("LOAD_CONST", "LOAD_SMALL_INT")
+            and at + 1 < len(found)
+            and _doing(found[at + 1]) == "looks up"
+        ):
             way = (*way, (found[at].argval,))
             at += 1
         else:

@@ -14,10 +14,14 @@ from itertools import islice
 from types import FrameType, MemberDescriptorType
 from typing import Any
 
-from ramet.frontend.eyes import IS, Taker, Way, arguments, table
+from ramet.frontend.eyes import ASKS, COLLECTS, IS, ITERATES, Taker, Way, arguments, table
 from ramet.frontend.probes import marked
 from ramet.frontend.symbols import Symbol, is_opaque, opaque
 
+_OF_SETS = (
+    *("__contains__", "union", "intersection", "difference", "symmetric_difference", "issubset", "issuperset"),
+    "isdisjoint",
+)
 SEARCHES: Mapping[type, frozenset[str]] = {  # methods that look for their first argument
     str: frozenset(
         (
@@ -28,8 +32,8 @@ SEARCHES: Mapping[type, frozenset[str]] = {  # methods that look for their first
     dict: frozenset(("get", "pop", "setdefault", "__contains__", "__getitem__")),
     list: frozenset(("index", "count", "remove", "__contains__")),
     tuple: frozenset(("index", "count", "__contains__")),
-    set: frozenset(("add", "remove", "discard", "__contains__")),
-    frozenset: frozenset(("__contains__",)),
+    set: frozenset(("add", "remove", "discard", "update", "difference_update", "intersection_update", *_OF_SETS)),
+    frozenset: frozenset(_OF_SETS),
 }
 MAKES = frozenset(("join", "replace", "translate", "format", "format_map"))  # texts of what they are given
 _CONTAINERS = (list, tuple, set, frozenset, dict)
@@ -38,8 +42,8 @@ _ABSENT = object()
 
 
 def seen(frame: FrameType, looks: Sequence[tuple[Way, Taker]]) -> str:
-    """What of texts that only a run knows is looked at by the line at which a frame is, in words; "" where none is.
-    `looks` are that line's in `Table.lines`."""
+    """What of texts that only a run knows is looked at by the line or instruction at which a frame is, in words; ""
+    where none is. `looks` are those that it has in its `Table`."""
     for way, taken in looks:
         value = _reached(frame, way)
         if value is not _ABSENT and _looked_at(frame, way, taken, value):
@@ -63,6 +67,8 @@ def _said(taken: Taker) -> str:
 def _looked_at(frame: FrameType, way: Way | None, taken: Taker, value: object) -> bool:
     if taken.doing == "calls":
         return _asked(frame, taken, value)
+    if taken.doing == ITERATES:
+        return not taken.held and type(value) is str and marked(value)
     if taken.doing == IS:
         return is_opaque(value) and not taken.held and opaque(value).kind is None
     if taken.container and isinstance(value, list | tuple) and taken.doing != "looks for":
@@ -84,8 +90,11 @@ def _looked_at(frame: FrameType, way: Way | None, taken: Taker, value: object) -
 def _asked(frame: FrameType, taken: Taker, value: object) -> bool:
     """A function of Python's own is called, which looks at this argument."""
     name = taken.callee
-    at = 1 if name.endswith("attr") else 0
-    if not name or taken.position != at or taken.held or name in frame.f_locals:
+    if name in COLLECTS and taken.position == 0:
+        mixed = taken.held == "mixed" if type(value) is str else isinstance(value, _CONTAINERS) and not alike(value)
+        if mixed and touched(value):
+            return True
+    if name not in ASKS or taken.position != ASKS[name] or taken.held or name in frame.f_locals:
         return False
     if frame.f_globals.get(name, getattr(builtins, name)) is not getattr(builtins, name):
         return False
@@ -102,6 +111,8 @@ def touched(value: object, keys: bool = False, depth: int = 2) -> bool:
 
 
 def _inside(value: object, keys: bool = False) -> Iterator[object]:
+    if is_opaque(value):
+        return
     if isinstance(value, dict):
         yield from dict.keys(value)
         yield from () if keys else dict.values(value)
@@ -121,7 +132,7 @@ def searched(frame: FrameType, owner: Any, given: bool) -> str:
     """Which variable a method that looks for its first argument is called with, "a text" for one without a name, when
     a text that only a run knows is looked for, or looked at; else "". `given`: the argument is such a text."""
     ways = [(way, _reached(frame, way)) for way, taken in _ways(frame) if taken.position == 0 and not taken.held]
-    names = [_named(way) for way, value in ways if isinstance(value, str) and marked(value)]
+    names = [_named(way) for way, value in ways if touched(value) or (isinstance(value, str) and marked(value))]
     same = not isinstance(owner, str) and alike(owner)
     if names or given:
         return "" if same else (names or ["a text"])[0]

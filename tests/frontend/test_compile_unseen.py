@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import operator
 import random
@@ -176,6 +177,15 @@ LOOKS: dict[str, Callable[[str, str], object]] = {
     "adds to constants": lambda a, b: (lambda kept: kept.add(f"{a}{b}") or len(kept))({"ab"}),
     "keeps under it, beside constants": lambda a, b: kept_under({"ab": 1}, f"{a}{b}"),
     "intersects": lambda a, b: len({f"{a}{b}"} & {"ab"}),
+    "unites with constants": lambda a, b: len({f"{a}{b}"}.union(["ab"])),
+    "makes a set of it and constants": lambda a, b: len(set([f"{a}{b}", "ab"])),  # noqa: C405
+    "makes a set of a list": lambda a, b: (lambda texts: len(set(texts)))([f"{a}{b}", "ab"]),
+    "counts it and constants": lambda a, b: len(collections.Counter([f"{a}{b}", "ab"])),
+    "compares the first of a generator": lambda a, b: any(text == "ab" for text in [f"{a}{b}"]),
+    "compares what a pattern names": lambda a, b: guarded(a, b),
+    "unpacks": lambda a, b: len([*pieces(a, b)]),
+    "makes a tuple": lambda a, b: tuple(f"{a}{b}") == ("a", "b"),
+    "makes bytes": lambda a, b: bytes(f"{a}{b}", "utf-8") == b"ab",
     "makes a number": lambda a, b: number_of(a, b),
     "hashes": lambda a, b: hash(f"{a}{b}") % 2,
     "gets an attribute": lambda a, b: getattr(Box("x"), f"{a}{b}", "none"),
@@ -199,6 +209,21 @@ def glued(a: str, b: str) -> str:
 def kept_under(kept: dict[str, int], key: str) -> int:
     kept[key] = 2
     return kept["ab"]
+
+
+def guarded(a: str, b: str) -> int:
+    match f"{a}{b}":
+        case text if text == "ab":
+            return 1
+    return 2
+
+
+def pieces(a: str, b: str) -> tuple[str, ...]:
+    try:
+        first, second = f"{a}{b}"
+    except ValueError:
+        return ()
+    return first, second
 
 
 def number_of(a: str, b: str) -> int:
@@ -252,6 +277,9 @@ RIGHT: dict[str, Callable[[str, str], object]] = {
     "what a function makes": lambda a, b: ", ".join([glued(a, b), "x"]),
     "kept by a loop": lambda a, b: (lambda kept, key: kept.setdefault(key, key) + kept[key])({}, f"{a}-1"),
     "said by a method": lambda a, b: Box(f"{a}{b}").text + "!",
+    "another arm": lambda a, b: f"{a}{b}" if b is not None else (a == "x"),
+    "a set of its own": lambda a, b: len({f"{a}-1", f"{a}-2"}),
+    "a loop": lambda a, b: "".join(text + kind for text, kind in [(f"{a}{b}", "x")] if kind == "x"),
     "seeded chance": lambda a, b: f"{a}{random.Random(1).random()}",
 }
 
