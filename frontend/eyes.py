@@ -39,10 +39,20 @@ COLLECTS = frozenset(("set", "frozenset", "Counter", "fromkeys", "groupby", "upd
 _MADE = ("BUILD_STRING", "FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "CONVERT_VALUE", "BINARY_OP")
 _HELD = ("BUILD_LIST", "BUILD_TUPLE", "BUILD_SET", "BUILD_MAP", "BUILD_CONST_KEY_MAP")
 _NOTHING = ("PRECALL", "KW_NAMES", "NOP", "CACHE", "EXTENDED_ARG", "RESUME", "NOT_TAKEN")
+_AWAITS = ("YIELD_VALUE", "JUMP_BACKWARD_NO_INTERRUPT", "END_SEND")
 _TAKES_ALL = ("STORE_", "POP_TOP", "RETURN_VALUE", "DELETE_")  # and leaves nothing
 _HARD = ("JUMP", "SWAP", "COPY", "SEND", "YIELD", "FOR_ITER", "UNPACK")  # here this stops following
 _Found = Sequence[dis.Instruction]
-Way = tuple[object, ...]  # a variable's name, then names of attributes (".name") and constant indices ([...],)
+
+
+class Index(NamedTuple):
+    """An index of a way: a constant, or a variable's value."""
+
+    value: object
+    variable: bool = False
+
+
+Way = tuple[str | Index, ...]  # a variable's name, then names of attributes (".name") and indices
 
 
 class Taker(NamedTuple):
@@ -86,7 +96,13 @@ def taker(code: CodeType, offset: int) -> Taker | None:
     found, indices = _instructions(code)
     while offset >= 0 and offset not in indices:  # a caller's frame stands behind the instruction, in its cache
         offset -= 2
-    return _taker(found, indices[offset], 0) if offset >= 0 else None
+    if offset < 0:
+        return None
+    index = indices[offset]
+    if found[index].opname == "SEND":  # of an `await`: the value comes behind its loop
+        while index + 1 < len(found) and found[index + 1].opname in _AWAITS:
+            index += 1
+    return _taker(found, index, 0)
 
 
 def _taker(found: _Found, index: int, above: int, held: str = "") -> Taker | None:
@@ -232,21 +248,32 @@ def _further(found: _Found, index: int, way: Way, ways: dict[int, list[tuple[Way
     """What takes the attributes and items of a variable that is loaded at `index`."""
     at = index + 1
     while at < len(found):
-        if found[at].opname == "LOAD_ATTR" and _moves(found[at])[1] == 1:
-            way = (*way, f".{found[at].argval}")
-        elif (
-            found[at].opname in ("LOAD_CONST", "LOAD_SMALL_INT")
-            and at + 1 < len(found)
-            and _doing(found[at + 1]) == "looks up"
-        ):
-            way = (*way, (found[at].argval,))
-            at += 1
-        else:
+        step, count = _step(found, at)
+        if step is None:
             return
+        way, at = (*way, step), at + count - 1
         taken = _taker(found, at, 0)
         if taken is not None:
             ways.setdefault(taken.offset, []).append((way, taken))
         at += 1
+
+
+def _step(found: _Found, at: int) -> tuple[str | Index | None, int]:
+    """A step of a way that begins at an instruction, and of how many it is: .name, [index], .get(index)."""
+    names = [_doing(each) or each.opname for each in found[at : at + 4]]
+    if names[0] in ("LOAD_ATTR", "LOAD_METHOD") and found[at].argval == "get" and names[2:3] == ["calls"]:
+        index = _index(found[at + 1])
+        return (index, 3) if found[at + 2].arg == 1 else (None, 0)
+    if names[0] == "LOAD_ATTR" and _moves(found[at])[1] == 1:
+        return f".{found[at].argval}", 1
+    return (_index(found[at]), 2) if names[1:2] == ["looks up"] else (None, 0)
+
+
+def _index(each: dis.Instruction) -> Index | None:
+    if each.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
+        return Index(each.argval)
+    names = loaded(each)
+    return Index(names[0], variable=True) if len(names) == 1 else None
 
 
 @functools.lru_cache(maxsize=8192)

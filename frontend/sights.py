@@ -14,7 +14,7 @@ from itertools import islice
 from types import FrameType, MemberDescriptorType
 from typing import Any
 
-from ramet.frontend.eyes import ASKS, COLLECTS, IS, ITERATES, Taker, Way, arguments, table
+from ramet.frontend.eyes import ASKS, COLLECTS, IS, ITERATES, Index, Taker, Way, arguments, table
 from ramet.frontend.probes import marked
 from ramet.frontend.symbols import Symbol, is_opaque, opaque
 
@@ -36,6 +36,7 @@ SEARCHES: Mapping[type, frozenset[str]] = {  # methods that look for their first
     frozenset: frozenset(_OF_SETS),
 }
 MAKES = frozenset(("join", "replace", "translate", "format", "format_map"))  # texts of what they are given
+HANDS = frozenset(("next", "max", "min", "getattr", "pop", "popitem", "values", "items"))  # on what they are given
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 _MOST = 1000  # items of a container that are looked at
 _ABSENT = object()
@@ -100,6 +101,8 @@ def _asked(frame: FrameType, taken: Taker, value: object) -> bool:
         return False
     if name == "type":
         return is_opaque(value) or isinstance(value, Symbol) or (isinstance(value, str) and marked(value))
+    if isinstance(value, Symbol):  # which is told by all others
+        return name in ("bytes", "bytearray")
     return type(value) is str and marked(value)
 
 
@@ -171,7 +174,7 @@ def _reached(frame: FrameType, way: Way) -> Any:
     for step in way[1:]:
         if value is _ABSENT or is_opaque(value):
             return _ABSENT
-        value = _attribute(value, step[1:]) if isinstance(step, str) else _item(value, step)
+        value = _attribute(value, step[1:]) if isinstance(step, str) else _item(frame, value, step)
     return value
 
 
@@ -185,14 +188,17 @@ def _attribute(value: object, name: str) -> Any:
     return _ABSENT if hasattr(type(found), "__get__") else found
 
 
-def _item(value: Any, step: Any) -> Any:
-    if type(value) not in (list, tuple, dict):
+def _item(frame: FrameType, value: Any, step: Index) -> Any:
+    index = _reached(frame, (str(step.value),)) if step.variable else step.value
+    if type(value) not in (list, tuple, dict) or type(index) not in (str, int):
         return _ABSENT
     try:
-        return value[step[0]]
+        return value[index]
     except (LookupError, TypeError):
         return _ABSENT
 
 
 def _named(way: Way) -> str:
-    return "".join(step if isinstance(step, str) else f"[{step[0]!r}]" for step in way)  # type: ignore[index]
+    return "".join(
+        step if isinstance(step, str) else f"[{step.value if step.variable else repr(step.value)}]" for step in way
+    )

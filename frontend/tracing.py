@@ -198,7 +198,7 @@ class Trace:
         if said:
             self.look(f"{said} a {'value' if is_opaque(value) else 'text'} that only a run knows")
 
-    def _given(self, value: Any) -> Any:
+    def handed(self, value: Any) -> Any:
         """A value that the user's code has asked for."""
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and own(frame):
@@ -230,7 +230,7 @@ class Trace:
         """What reading a text gives."""
         self._reads(entry)
         use = Use(entry.id)
-        return self._given(Symbol.of(self.probe.text(use), self, use, _domain(entry)))
+        return self.handed(Symbol.of(self.probe.text(use), self, use, _domain(entry)))
 
     def typed(self, entry: Entry, want: Wanted) -> Any:
         """What reading a typed value gives."""
@@ -243,12 +243,12 @@ class Trace:
             self.readers[entry.id] = lambda text: read(text, _META)
         values = [read(text, _META) for text in want.choices]
         if want.choices and all(type(v) is str and v == t for v, t in zip(values, want.choices, strict=True)):
-            return self._given(Symbol.of(self.probe.text(use), self, use, want.choices))
+            return self.handed(Symbol.of(self.probe.text(use), self, use, want.choices))
         if want.choices:
             return values[want.choices.index(self.decide(use, want.choices))]
         number = {"int": Use(entry.id, "int"), "float": Use(entry.id, "float")}.get(want.name)
         said = self.probe.text(number) if number else None
-        return self._given(Opaque.of(self, number or use, want.kind, said))
+        return self.handed(Opaque.of(self, number or use, want.kind, said))
 
     def _reads(self, entry: Entry) -> None:
         self._refuse_kept()

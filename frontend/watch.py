@@ -7,6 +7,7 @@ for what a plan does not have; the code objects of the user that ran.
 
 from __future__ import annotations
 
+import builtins
 import random
 import re
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from ramet.frontend.host import inside_async_body
 from ramet.frontend.managers import ENTERS
 from ramet.frontend.planned import BreakKind
 from ramet.frontend.probes import MIDDLE, marked
-from ramet.frontend.sights import MAKES, SEARCHES, fed, searched, stands_in, touched
+from ramet.frontend.sights import HANDS, MAKES, SEARCHES, fed, searched, stands_in, touched
 from ramet.frontend.symbols import is_opaque
 from ramet.frontend.tracing import Trace
 from ramet.frontend.users import foreign, line_of, own
@@ -137,6 +138,9 @@ class Watch:
             self._trace.stop("differs", f"random.{function.__name__} gives something else in every run")
         elif isinstance(owner, _SEARCHED) and not _foreign_frame(frame):
             self._searched(frame, owner, function.__name__)
+            self._handed(frame, owner, function.__name__)
+        elif owner is builtins and function.__name__ in HANDS:
+            self._handed(frame, None, function.__name__)
         elif getattr(function, "__module__", "") == "_operator" and not _foreign_frame(frame):
             if self._holds(frame):
                 self._trace.look(f"calls {function.__name__}() with a text that only a run knows")
@@ -152,6 +156,11 @@ class Watch:
                 named = "" if name == "a text" else f"{name}, "
                 self._trace.look(f"calls {method}() with {named}a text that only a run knows")
         if kind is str and method in MAKES and taker(frame.f_code, frame.f_lasti) and self._holds(frame):
+            self._trace.made(frame, MIDDLE)
+
+    def _handed(self, frame: FrameType, owner: object, function: str) -> None:
+        """The user calls a function whose result may be what it is given."""
+        if function in HANDS and taker(frame.f_code, frame.f_lasti) and (touched(owner) or self._holds(frame)):
             self._trace.made(frame, MIDDLE)
 
     def _holds(self, frame: FrameType) -> bool:

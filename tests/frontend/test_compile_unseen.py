@@ -185,6 +185,13 @@ LOOKS: dict[str, Callable[[str, str], object]] = {
     "compares what a pattern names": lambda a, b: guarded(a, b),
     "unpacks": lambda a, b: len([*pieces(a, b)]),
     "makes a tuple": lambda a, b: tuple(f"{a}{b}") == ("a", "b"),
+    "compares the next": lambda a, b: next(iter([f"{a}{b}"])) == "ab",
+    "compares the greatest": lambda a, b: max([f"{a}{b}"], default="") == "ab",
+    "compares what it pops": lambda a, b: (lambda kept: kept.pop("k") == "ab")({"k": f"{a}{b}"}),
+    "compares what it gets": lambda a, b: (lambda kept: kept.get("k") == "ab")({"k": f"{a}{b}"}),
+    "compares an item of a variable": lambda a, b: (lambda texts, at: texts[at] == "ab")([f"{a}{b}"], 0),
+    "looks for a constant among values": lambda a, b: (lambda kept: "ab" in kept.values())({"k": f"{a}{b}"}),
+    "makes bytes of an argument": lambda a, b: bytes(a, "utf-8") == b"a",
     "makes bytes": lambda a, b: bytes(f"{a}{b}", "utf-8") == b"ab",
     "makes a number": lambda a, b: number_of(a, b),
     "hashes": lambda a, b: hash(f"{a}{b}") % 2,
@@ -260,6 +267,30 @@ def test_a_text_made_of_symbols_that_is_compared_is_a_look(look: str) -> None:
     assert found.reason.startswith("Python ") and "a text that only a run knows" in found.reason
 
 
+def _awaits_a_text(s: rt.State, a: str, b: str) -> Any:
+    async def glued_later() -> str:
+        return f"{a}{b}"
+
+    async def body() -> bool:
+        return await glued_later() == "ab"
+
+    return body()
+
+
+def _reads_a_variable(s: rt.State, a: str, b: str) -> Any:
+    s["note"] = f"{a}{b}"
+    return s["note"] == "ab"
+
+
+@pytest.mark.parametrize("body", [_awaits_a_text, _reads_a_variable], ids=lambda body: body.__name__)
+def test_a_text_that_is_compared_where_it_is_read_is_a_look(body: Callable[..., Any]) -> None:
+    async def awaiting(s: rt.State, a: str, b: str) -> Any:
+        return await body(s, a, b)
+
+    [found] = rt.function(awaiting if body is _awaits_a_text else body).compile().breaks
+    assert (found.kind, found.reason) == ("look", "Python compares a text that only a run knows")
+
+
 RIGHT: dict[str, Callable[[str, str], object]] = {
     "a template": lambda a, b: "Say [q]!".replace("[q]", f"{a}{b}"),
     "a default": lambda a, b: TABLE.get("a/c", f"{a}{b}"),
@@ -278,6 +309,7 @@ RIGHT: dict[str, Callable[[str, str], object]] = {
     "kept by a loop": lambda a, b: (lambda kept, key: kept.setdefault(key, key) + kept[key])({}, f"{a}-1"),
     "said by a method": lambda a, b: Box(f"{a}{b}").text + "!",
     "another arm": lambda a, b: f"{a}{b}" if b is not None else (a == "x"),
+    "another field that it gets": lambda a, b: (lambda kept: kept.get("x") == "y")({"x": "x", "k": f"{a}{b}"}),
     "a set of its own": lambda a, b: len({f"{a}-1", f"{a}-2"}),
     "a loop": lambda a, b: "".join(text + kind for text, kind in [(f"{a}{b}", "x")] if kind == "x"),
     "seeded chance": lambda a, b: f"{a}{random.Random(1).random()}",
