@@ -288,7 +288,7 @@ def test_a_text_that_is_compared_where_it_is_read_is_a_look(body: Callable[..., 
         return await body(s, a, b)
 
     [found] = rt.function(awaiting if body is _awaits_a_text else body).compile().breaks
-    assert (found.kind, found.reason) == ("look", "Python compares a text that only a run knows")
+    assert found.kind == "look" and found.reason.startswith("Python compares a text that only a run knows")
 
 
 RIGHT: dict[str, Callable[[str, str], object]] = {
