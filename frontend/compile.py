@@ -244,6 +244,7 @@ class _Explorer:
             trace.over = True
             if isinstance(trace.end, Break) and not trace.end.where:  # it has returned
                 trace.end = msgspec.structs.replace(trace.end, where=watch.returned or job.where)
+            trace.entered.forget()
             execution.forget()
 
     def _returned(self, value: Any, trace: Trace) -> Returned:

@@ -33,6 +33,10 @@ class Entered:
         if handler is not None:
             self._managers[id(frame), frame.f_code, handler] = manager
 
+    def forget(self) -> None:
+        """The trace is over: what the managers hold may hold it."""
+        self._managers.clear()
+
     def swallows(self, frame: FrameType, handler: int, goes_on: _Goes) -> bool:
         """The manager of a `with` statement may swallow what a read raises in its block."""
         return _swallows(self._managers.get((id(frame), frame.f_code, handler)), goes_on)

@@ -110,6 +110,8 @@ def touched(value: object, keys: bool = False, depth: int = 2) -> bool:
     """It is a plain text that only a run knows, or holds one; `keys`: among the keys of a dict."""
     if type(value) is str:
         return marked(value)
+    if type(value) in (bool, int, float, type(None)):
+        return False
     return depth > 0 and any(touched(each, False, depth - 1) for each in islice(_inside(value, keys), _MOST))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import threading
 import warnings
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,6 +235,35 @@ def test_what_the_program_handles_is_for_python(body: Callable[..., Any], answer
     assert (found.kind, found.where) == ("feature", line(body if inspect.iscoroutinefunction(body) else number))
     assert found.reason.startswith("the program itself handles an error of what it reads here")
     assert outcome(program.compile().run, answer) == outcome(program.run, answer)
+
+
+class Keeps:
+    def __init__(self, s: rt.State) -> None:
+        self.s = s
+
+    def __enter__(self) -> Keeps:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        kept.append(weakref.ref(self))
+
+
+kept: list[weakref.ref[Keeps]] = []
+
+
+def test_a_trace_that_is_over_keeps_no_manager() -> None:
+    @rt.function
+    def enters(s: rt.State) -> None:
+        with Keeps(s):
+            s.gen(max_tokens=1).get()
+
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        enters.compile()
+        assert kept and not any(each() for each in kept)
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 # --- what changes nothing ---
