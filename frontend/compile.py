@@ -23,13 +23,14 @@ from ramet.frontend.blanked import agrees, difference
 from ramet.frontend.collecting import Collector
 from ramet.frontend.endless import Lines, watched
 from ramet.frontend.errors import ConstraintError
-from ramet.frontend.eyes import seen, table
+from ramet.frontend.eyes import table
 from ramet.frontend.host import enter_backend, inside_async_body
 from ramet.frontend.naming import NamingCore
 from ramet.frontend.parameters import Opened
 from ramet.frontend.planned import Break, Const, Decision, Document, Node, Read, Return, Returned, Step
 from ramet.frontend.probes import Blank, Probe
 from ramet.frontend.returned import Types, returned
+from ramet.frontend.sights import seen
 from ramet.frontend.state import State
 from ramet.frontend.symbols import Symbol
 from ramet.frontend.traced import Nowhere, TraceExecution, TraceState
@@ -109,16 +110,22 @@ class _Seeing(Lines):
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
         counting = super().__call__(frame, event, arg)
-        lines = table(frame.f_code).lines if counting is not None else {}
-        if counting is None or not lines:
+        known = table(frame.f_code) if counting is not None else None
+        if counting is None or known is None or not known.lines:
             return counting
 
         def looking(frame: FrameType, event: str, arg: Any) -> Any:
-            if event == "line" and frame.f_lineno in lines and self.trace.end is None:
-                look = seen(frame, lines[frame.f_lineno])
+            late = frame.f_lineno in known.late
+            if self.trace.end is None and event in ("line", "opcode"):
+                by_line = event == "line"
+                looks = known.lines.get(frame.f_lineno) if by_line else known.ways.get(frame.f_lasti)
+                look = seen(frame, looks) if looks and not (by_line and late) else ""
                 if look:
                     self.trace.look(look)
-            counting(frame, event, arg)
+                if by_line:
+                    frame.f_trace_opcodes = late
+            if event != "opcode" or not late or self.given_up:
+                counting(frame, event, arg)
             return looking
 
         return looking
@@ -170,6 +177,9 @@ class _Explorer:
         assert end is not None and second.end is not None
         same = next((i for i, (a, b) in enumerate(zip(found, second.found, strict=False)) if a != b), None)
         if same is None and len(found) != len(second.found):
+            shorter = min(first, second, key=lambda trace: len(trace.found))
+            if isinstance(shorter.end, Break) and shorter.end.kind == "look":  # which the other has not seen
+                return Path(shorter.found, shorter.end, first.readers)
             same = min(len(found), len(second.found))
         if same is not None:
             line = next((f.where for f in (*found[same : same + 1], *second.found[same : same + 1])), end.where)
@@ -234,6 +244,7 @@ class _Explorer:
             trace.over = True
             if isinstance(trace.end, Break) and not trace.end.where:  # it has returned
                 trace.end = msgspec.structs.replace(trace.end, where=watch.returned or job.where)
+            trace.entered.forget()
             execution.forget()
 
     def _returned(self, value: Any, trace: Trace) -> Returned:

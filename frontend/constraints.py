@@ -6,11 +6,12 @@ In: a type, or one of regex, json_schema, grammar, choices; jump and json_whites
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_origin
 
 from ramet.frontend.entries import Entry
 from ramet.frontend.errors import ConstraintError, ParseError, TruncatedError
@@ -37,7 +38,7 @@ class Wanted:
 
     `choices` are all its texts, if they are few: it is then chosen by likelihood where it need not be sampled. `read`
     makes the value of the text and of how it went; it raises `ValueError`, which becomes a `ParseError` about `name`.
-    `stop` ends the text too.
+    `kind` is the class of every such value, if they have one. `stop` ends the text too.
     """
 
     constraint: Constraint | None = None
@@ -45,6 +46,7 @@ class Wanted:
     choices: tuple[str, ...] = ()
     read: Callable[[str, Meta], Any] | None = None
     name: str = "str"
+    kind: type | None = None
     stop: tuple[str, ...] = ()
 
 
@@ -80,10 +82,21 @@ def typed(type_: Any, whitespace: Whitespace, where: str) -> Wanted:
         return Wanted(Choices(tuple(texts)), choices=tuple(texts), read=_looked_up(texts), name=shown(type_))
     number = NUMBERS.get(type_) if isinstance(type_, type) else None
     if number is not None:
-        return Wanted(Regex(number.pattern), read=_plainly(number.read), name=shown(type_), stop=number.ends)
+        return Wanted(
+            Regex(number.pattern), read=_plainly(number.read), name=shown(type_), kind=type_, stop=number.ends
+        )
     json_of = json_type(type_, where)
     constraint = _schema(json_of.schema, whitespace, f"type={shown(type_)}: ", where)
-    return Wanted(constraint, read=_plainly(json_of.read), name=shown(type_))
+    return Wanted(constraint, read=_plainly(json_of.read), name=shown(type_), kind=_kind(type_))
+
+
+def _kind(type_: Any) -> type | None:
+    """The class of all values that are read of JSON; None where they may be of several."""
+    kind = get_origin(type_) or type_
+    if not isinstance(kind, type):
+        return None
+    record = dataclasses.is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
+    return kind if record or kind in (list, tuple, dict, set, frozenset) else None
 
 
 def dtyped(kind: object, type_: Any, arguments: Mapping[str, Any], where: str) -> Wanted:

@@ -97,6 +97,9 @@ def watched(name: str, work: Callable[[], None], progress: Callable[[], object],
 
 
 def _line_of(thread: threading.Thread) -> str:
-    """The user's line at which a thread is."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    return next(iter(lines_above(frame)), "an unknown line")
+    """The user's line at which a thread is. A function that returns while one looks at its frame has no caller any
+    more: then one looks again."""
+    lines: list[str] = []
+    for _ in range(100):
+        lines = lines or lines_above(sys._current_frames().get(thread.ident or 0))
+    return next(iter(lines), "an unknown line")

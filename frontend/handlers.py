@@ -1,7 +1,7 @@
 """Which errors of a read the program handles itself: handlers around the instructions at which its frames are.
 
 In: the frames above a read. Out: whether one of them has an `except` that catches what a read may raise, and goes on.
-`finally`, `with` and handlers that only raise the same error again change nothing.
+`finally`, most `with` statements and handlers that only raise the same error again change nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from collections.abc import Iterator, Sequence
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-from ramet.frontend.errors import BudgetExceeded, GenerationError, ToolError
+from ramet.frontend.managers import Entered, catches
 from ramet.frontend.users import foreign, own
-
-_RAISED: tuple[type[BaseException], ...] = (GenerationError, ToolError, BudgetExceeded, BaseExceptionGroup)
 
 
 class _Covered(NamedTuple):
@@ -27,17 +25,29 @@ class _Covered(NamedTuple):
     target: int
 
 
-def handled(frame: FrameType | None) -> bool:
-    """One of the user's functions, from `frame` upwards, handles what is raised here and goes on."""
+def handled(frame: FrameType | None, entered: Entered) -> bool:
+    """One of the user's functions, from `frame` upwards, handles what is raised here and goes on; `entered` are the
+    managers of their `with` statements."""
     while frame is not None:
         code = frame.f_code
-        if code.co_exceptiontable and not own(frame) and not foreign(code.co_filename) and _handled(frame):
+        if code.co_exceptiontable and not own(frame) and not foreign(code.co_filename) and _handled(frame, entered):
             return True
         frame = frame.f_back
     return False
 
 
-def _handled(frame: FrameType) -> bool:
+def block_handler(frame: FrameType) -> int | None:
+    """Where errors are handled of the block that the `with` statement at which a frame is will come to."""
+    found, indices = _instructions(frame.f_code)
+    starts = [
+        (each.start, each.target)
+        for each in _covered(frame.f_code)
+        if each.start > frame.f_lasti and found[indices[each.target] + 1].opname == "WITH_EXCEPT_START"
+    ]
+    return min(starts)[1] if starts else None
+
+
+def _handled(frame: FrameType, entered: Entered) -> bool:
     """Follow an error through the handlers of one function."""
     at: int | None = frame.f_lasti
     passed: set[int] = set()
@@ -46,6 +56,8 @@ def _handled(frame: FrameType) -> bool:
         target = next((each.target for each in _covered(frame.f_code) if each.start <= at < each.end), None)
         if target is None:
             return False
+        if entered.swallows(frame, target, lambda inner: _handled(inner, entered)):
+            return True
         goes_on, at = _through(frame, target)
         if goes_on:
             return True
@@ -82,7 +94,7 @@ def _through(frame: FrameType, target: int) -> tuple[bool, int | None]:
 def _catches(frame: FrameType, expression: Sequence[dis.Instruction]) -> bool:
     """Whether the types of an `except` are those of errors that a read raises; so it is where they cannot be told."""
     kinds = _types(frame, expression)
-    return kinds is None or any(issubclass(kind, one) or issubclass(one, kind) for kind in kinds for one in _RAISED)
+    return kinds is None or catches(tuple(kinds))
 
 
 def _types(frame: FrameType, expression: Sequence[dis.Instruction]) -> list[type] | None:

@@ -38,8 +38,7 @@ def flowchart(document: Document, lengths: Lengths) -> str:
     """The flowchart."""
     chart = _Chart()
     start = chart.node("start", escaped(document.name), ('(["', '"])'), "turn")
-    chart.follow(outlined(document, lengths), [(start, "")])
-    chart.say()
+    chart.draw(outlined(document, lengths), start)
     classes = [f"  classDef {name} {style}" for name, style in _CLASSES.items()]
     return "\n".join(["flowchart TD", *chart.lines, *chart.links, *classes]) + "\n"
 
@@ -47,6 +46,9 @@ def flowchart(document: Document, lengths: Lengths) -> str:
 def escaped(text: str) -> str:
     """A text as it stands in a quoted label: characters that mean something there by their numbers."""
     return "<br>".join(printable(line).translate(_ESCAPES) for line in short(text).split("\n"))
+
+
+_Ends = dict[str, list[tuple[str, str]]]
 
 
 class _Chart:
@@ -57,19 +59,30 @@ class _Chart:
         self.links: list[str] = []
         self._count = 0
         self._made: dict[str, str] = {}  # operation → node
-        self._ends: dict[str, list[tuple[str, str]]] = {}  # branch → where it ends so far
+        self._ends: _Ends = {}  # branch → where it ends so far
         self._said: list[tuple[str, Sequence[str], list[str]]] = []  # node, values said in it, nodes that lead to it
+        self._todo: list[tuple[Item, str, _Ends, dict[str, str]]] = []  # outcomes, and what stands before them
 
     def node(self, name: str, text: str, shape: tuple[str, str], kind: str) -> str:
         """A node; returns its name."""
         self.lines.append(f"  {name}{shape[0]}{text or ' '}{shape[1]}:::{kind}")
         return name
 
-    def follow(self, items: Sequence[Item], before: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    def draw(self, items: Sequence[Item], start: str) -> None:
+        """Draw a whole plan behind the node `start`."""
+        self._follow(items, [(start, "")])
+        self.say()
+        while self._todo:
+            outcome, name, ends, made = self._todo.pop()
+            self._ends, self._made = dict(ends), dict(made)  # another outcome has others by the same ids
+            self._follow(outcome.inside, [(name, escaped(outcome.label))])
+            self.say()
+
+    def _follow(self, items: Sequence[Item], before: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Draw items one after the other; `before` and the result are (node, label of the arrow from it)."""
         for group in grouped(items):
             if group[0].kind == "branch":
-                last = self.follow(group[0].inside, self._ends.get(group[0].seq, before))
+                last = self._follow(group[0].inside, self._ends.get(group[0].seq, before))
                 self._ends.update({item.seq: last for item in group})
             else:
                 before = self._item(group[0], before)
@@ -88,16 +101,12 @@ class _Chart:
             self._said.append((name, item.uses, [known for known, _ in before]))
         if item.kind == "fork":
             for group in grouped(item.inside):
-                last = self.follow(group[0].inside, [(name, escaped(named(group)))])
+                last = self._follow(group[0].inside, [(name, escaped(named(group)))])
                 self._ends.update({branch.seq: last for branch in group})
                 self._twins(group)
         elif item.kind == "decision":
-            self.say()
-            for outcome in item.inside:
-                ends, made = dict(self._ends), dict(self._made)
-                self.follow(outcome.inside, [(name, escaped(outcome.label))])
-                self.say()
-                self._ends, self._made = ends, made  # another outcome has others by the same ids
+            ends, made = self._ends, self._made
+            self._todo += [(outcome, name, ends, made) for outcome in reversed(item.inside)]
         return [(name, "")]
 
     def say(self) -> None:

@@ -70,7 +70,7 @@ class Item:
 
 def outlined(document: Document, lengths: Lengths) -> list[Item]:
     """The items of a whole plan, from its first node on."""
-    return _Drawn(document, lengths).node(0)
+    return _Drawn(document, lengths).all()
 
 
 def title(document: Document) -> str:
@@ -86,8 +86,23 @@ class _Drawn:
         self._lengths = lengths
         self._names: dict[str, str] = {}  # of the values on the path that is drawn: another has others by the same ids
 
-    def node(self, index: int) -> list[Item]:
-        """A node and all that follows it."""
+    def all(self) -> list[Item]:
+        """The first node and all that follows it, without recursion: a path may have more decisions than a stack
+        has frames."""
+        items: list[Item] = []
+        todo: list[tuple[int, list[Item]]] = [(0, items)]
+        while todo:
+            index, into = todo.pop()
+            into += self._node(index)
+            end = self._document.nodes[index].end
+            if isinstance(end, Decision):
+                outcomes = [Item("outcome", repr(outcome)) for outcome in end.outcomes]
+                into[-1].inside += outcomes
+                todo += reversed([(child, item.inside) for child, item in zip(end.nodes, outcomes, strict=True)])
+        return items
+
+    def _node(self, index: int) -> list[Item]:
+        """A node alone: of a decision without its outcomes."""
         node = self._document.nodes[index]
         own: dict[str, list[Step]] = {}
         for step in node.steps:
@@ -168,10 +183,7 @@ class _Drawn:
         if isinstance(end, Break):
             return [Item("break", "graph break", named_values(end.reason, self._called), where=end.where)]
         uses = (end.on.op,) if isinstance(end.on, Use) else ()
-        item = Item("decision", f"{self.name(end.on)}?", where=end.where, uses=uses)
-        for outcome, child in zip(end.outcomes, end.nodes, strict=True):
-            item.inside.append(Item("outcome", repr(outcome), inside=self.node(child)))
-        return [item]
+        return [Item("decision", f"{self.name(end.on)}?", where=end.where, uses=uses)]
 
     def returned(self, value: Returned) -> str:
         """A result, as Python would write it."""

@@ -41,7 +41,7 @@ class Opened:
         if self.parameter.kind == "text":
             return Symbol.of(trace.probe.text(part), trace, part)
         if self.table is None:
-            return Opaque(trace, part, self.kind, trace.probe.text(part))
+            return Opaque.of(trace, part, self.kind, trace.probe.text(part))
         if all(type(value) is str for value in self.table.values()):
             return Symbol.of(trace.probe.text(part), trace, part, tuple(self.table))
         return self.table[trace.decide(part, tuple(self.table))]

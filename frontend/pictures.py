@@ -15,7 +15,7 @@ from ramet.frontend.walk import Lengths
 
 def tree(document: Document, lengths: Lengths) -> str:
     """The tree."""
-    return "\n".join([f"{title(document)}: {summary(document)}", *_lines(outlined(document, lengths), "")])
+    return "\n".join([f"{title(document)}: {summary(document)}", *_lines(outlined(document, lengths))])
 
 
 def summary(document: Document) -> str:
@@ -33,13 +33,19 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def _lines(items: Sequence[Item], indent: str) -> Iterator[str]:
-    groups = grouped(items)
-    for index, group in enumerate(groups):
-        last = index == len(groups) - 1
-        item = group[0]
-        yield f"{indent}{'└─ ' if last else '├─ '}{printable(named(group) if item.kind == 'branch' else _line(item))}"
-        yield from _lines(item.inside, indent + ("   " if last else "│  "))
+def _lines(items: Sequence[Item]) -> Iterator[str]:
+    """Those of items and what is inside them, however deep."""
+    todo = _indented(items, "")
+    while todo:
+        item, label, indent, last = todo.pop()
+        yield f"{indent}{'└─ ' if last else '├─ '}{label}"
+        todo += _indented(item.inside, indent + ("   " if last else "│  "))
+
+
+def _indented(items: Sequence[Item], indent: str) -> list[tuple[Item, str, str, bool]]:
+    """(item, label, indent, whether it is the last), the last first."""
+    firsts = [(group[0], named(group) if group[0].kind == "branch" else _line(group[0])) for group in grouped(items)]
+    return [(item, printable(label), indent, index == 0) for index, (item, label) in enumerate(reversed(firsts))]
 
 
 def _line(item: Item) -> str:

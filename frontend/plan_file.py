@@ -60,12 +60,27 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def written(document: Document, observed: Observed, kept: Kept | None = None) -> bytes:
-    """The file's bytes. Raises `PlanError` for a text that JSON cannot hold."""
+    """The file's bytes. Raises `PlanError` for a text that JSON cannot hold, which names its line."""
     content = msgspec.to_builtins(_Content(document, observed, kept or Kept()), str_keys=True)
     try:
         return msgspec.json.encode(_File(FORMAT, version(), _digest(content), content))
     except UnicodeEncodeError as error:
-        raise PlanError(f"a text has a lone surrogate, {error.object[error.start]!a}: no file can hold it") from None
+        raise PlanError(
+            f"{document.name}: a text at {_unwritable(document)} has a lone surrogate, "
+            f"{error.object[error.start]!a}, which no file can hold; make the text without it, as bytes are read by "
+            "decode(errors='replace'), or keep the plan in memory"
+        ) from None
+
+
+def _unwritable(document: Document) -> str:
+    """The line of the first part of a plan that JSON cannot hold."""
+    for node in document.nodes:
+        for part in (*node.steps, node.end):
+            try:
+                msgspec.json.encode(part)
+            except UnicodeEncodeError:
+                return part.where or document.where
+    return document.where
 
 
 def read(raw: bytes) -> tuple[Document, Observed, Kept]:

@@ -8,7 +8,7 @@ possible texts makes the trace explore each instead.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
 
@@ -27,6 +27,10 @@ class Observer(Protocol):
 
     def written(self, frame: FrameType) -> None:
         """Python writes it into another text, at the instruction at which a frame is."""
+
+    @property
+    def other_kinds(self) -> bool:
+        """A value that may be of many kinds looks like a dict here, and like a list in another trace."""
 
 
 class Symbol(str):
@@ -77,6 +81,14 @@ class Symbol(str):
     def __bool__(self) -> bool:
         return True if _inside() else bool(self.decided("tests"))
 
+    @property
+    def __class__(self) -> Any:  # as of the text that it stands for
+        return str
+
+    @__class__.setter
+    def __class__(self, kind: Any) -> NoReturn:
+        self._observer.look("changes the type of a text that only a run knows")
+
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         self._observer.look("copies")
 
@@ -107,6 +119,14 @@ def _inside() -> bool:
     return str(sys._getframe(2).f_globals.get("__name__", "")).startswith("ramet.frontend")
 
 
+def _asked_inside() -> bool:
+    """The language asks for the class of a value, by itself or by way of an abstract class."""
+    frame: FrameType | None = sys._getframe(3)  # behind the property and `__getattribute__`
+    while frame is not None and frame.f_globals.get("__name__") == "abc":
+        frame = frame.f_back
+    return frame is not None and str(frame.f_globals.get("__name__", "")).startswith("ramet.frontend")
+
+
 def _plain(arg: Any, doing: str, symbol: Symbol) -> Any:
     if isinstance(arg, Symbol):
         return arg.decided(doing)
@@ -134,15 +154,26 @@ def settled(text: Any, doing: str) -> Any:
 
 class Opaque:
     """A value that is no str: an argument, or the value of a typed generation. Its text can be said where `said` tells
-    how Python writes it; everything else ends the trace."""
+    how Python writes it, and its class where `kind` is one; everything else ends the trace."""
 
     __slots__ = ("_kind", "_observer", "_part", "_said")
 
     def __init__(self, observer: Observer, part: Param | Use, kind: Any, said: str | None) -> None:
         self._observer = observer
         self._part = part
-        self._kind = kind if isinstance(kind, type) else object
+        self._kind = kind if isinstance(kind, type) and kind is not object else None
         self._said = said
+
+    @classmethod
+    def of(cls, observer: Observer, part: Param | Use, kind: Any, said: str | None) -> Opaque:
+        """A stand-in that patterns of `match` take for what it is: a sequence, a mapping or neither."""
+        made = cls(observer, part, kind, said)
+        known = made._kind
+        if known is None:
+            shape: type[Opaque] = _Keyed if observer.other_kinds else _Listed
+        else:
+            shape = _Listed if issubclass(known, Sequence) else _Keyed if issubclass(known, Mapping) else Opaque
+        return shape(observer, part, kind, said)
 
     @property
     def part(self) -> Param | Use:
@@ -150,8 +181,15 @@ class Opaque:
         return self._part
 
     @property
-    def __class__(self) -> Any:  # isinstance(n, int) holds for a parameter of type int
+    def kind(self) -> type | None:
+        """The class that it has in every run, if there is one."""
         return self._kind
+
+    @property
+    def __class__(self) -> Any:  # isinstance(n, int) holds for a parameter of type int
+        if self._kind is None and not _asked_inside():
+            self._look("asks the type of")
+        return self._kind or object
 
     @__class__.setter
     def __class__(self, kind: Any) -> NoReturn:
@@ -171,6 +209,11 @@ class Opaque:
             self._look("formats")
         self._observer.written(sys._getframe(1))
         return str(self)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _LOOKING:  # Python itself asks the class for these
+            object.__getattribute__(self, "_look")(f"reads .{name} of")
+        return object.__getattribute__(self, name)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -194,7 +237,6 @@ _LOOKS = {
     "indexes": "__getitem__ __setitem__ __delitem__ __index__",
     "writes out": "__repr__",
     "converts": "__int__ __float__ __complex__ __round__ __trunc__ __floor__ __ceil__ __bytes__",
-    "calls": "__call__",
     "enters": "__enter__ __exit__",
     "computes with": (
         "__neg__ __pos__ __abs__ __invert__ __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ "
@@ -202,20 +244,37 @@ _LOOKS = {
         "__rand__ __or__ __ror__ __xor__ __rxor__ __lshift__ __rlshift__ __rshift__ __rrshift__ __matmul__"
     ),
 }
+_LOOKING = frozenset(" ".join(_LOOKS.values()).split())
 for _doing, _names in _LOOKS.items():
     for _name in _names.split():
         setattr(Opaque, _name, _refused(_doing))
 
 
+class _Listed(Opaque):
+    """One that patterns take for a sequence."""
+
+    __slots__ = ()
+
+
+class _Keyed(Opaque):
+    """One that patterns take for a mapping."""
+
+    __slots__ = ()
+
+
+Sequence.register(_Listed)
+Mapping.register(_Keyed)
+
+
 def is_opaque(value: object) -> bool:
     """Whether it is a stand-in (its `__class__` says otherwise)."""
-    return type(value) is Opaque
+    return type(value) in (Opaque, _Listed, _Keyed)
 
 
 def look(value: object, doing: str) -> None:
     """Python does something with the value: the trace ends where it is a stand-in."""
-    if type(value) is Opaque:
-        value._look(doing)
+    if is_opaque(value):
+        opaque(value)._look(doing)
 
 
 def opaque(value: object) -> Opaque:

@@ -194,6 +194,9 @@ class TraceState(State):
             with self._core.execution.trace.unwatched:
                 super()._append(piece, where)
 
+    def __getitem__(self, name: str) -> Any:
+        return self._core.execution.trace.handed(super().__getitem__(name))
+
     def gen(self, type: Any = str, *, n: int | None = None, **options: Any) -> Value[Any]:
         """See `State.gen`."""
         with self._core.execution.trace.unwatched:

@@ -17,14 +17,16 @@ import msgspec
 from ramet.frontend.constraints import Wanted
 from ramet.frontend.entries import Entry, merged
 from ramet.frontend.errors import PlanError
-from ramet.frontend.eyes import among_alike, taker
+from ramet.frontend.eyes import taker
 from ramet.frontend.handlers import handled
 from ramet.frontend.ir import Choices, Gen, Meta, Put, Ref, Select, Text
 from ramet.frontend.lineage import named_values
+from ramet.frontend.managers import Entered
 from ramet.frontend.planned import Break, BreakKind, Param, Part, Read, Return, Step, Use
-from ramet.frontend.probes import Altered, Blank, Probe, marked
+from ramet.frontend.probes import MIDDLE, Altered, Blank, Probe, marked
 from ramet.frontend.sampling import Sampling
-from ramet.frontend.symbols import Opaque, Symbol, settled
+from ramet.frontend.sights import looks
+from ramet.frontend.symbols import Opaque, Symbol, is_opaque, settled
 from ramet.frontend.users import foreign, own, place, places
 
 _META = Meta()
@@ -128,7 +130,8 @@ class Trace:
         self.readers: dict[str, Callable[[str], Any]] = {}  # typed values: op → text → value
         self.result: Any = None  # of a trace whose texts are empty: what its body has returned
         self.refused = False  # the language took an argument for invalid
-        self.given: set[tuple[CodeType, int]] = set()  # calls whose first argument is a text made of symbols
+        self.given: set[tuple[CodeType, int]] = set()  # calls whose first argument is what only a run knows
+        self.entered = Entered()
         self.moves = 0  # what was found, and texts that were appended
         self._texts = self._steps = 0
         self._looks = 0  # at values that are decided, since it last moved
@@ -172,16 +175,37 @@ class Trace:
 
         return named_values(self.probe.readable(text, part), name)
 
+    @property
+    def other_kinds(self) -> bool:
+        """See `symbols.Observer`."""
+        return self.probe.others
+
     def written(self, frame: FrameType) -> None:
         """See `symbols.Observer`."""
+        self.made(frame, MIDDLE)
+
+    def made(self, frame: FrameType, value: object) -> None:
+        """The instruction at which a user's frame is makes a text that only a run knows, a stand-in, or a container of
+        such."""
         if own(frame) or foreign(frame.f_code.co_filename) or isinstance(self.probe, Blank):
             return
         taken = taker(frame.f_code, frame.f_lasti)
-        if taken is not None and taken.doing == "calls":
-            if taken.position == 0:
-                self.given.add((frame.f_code, taken.offset))
-        elif taken is not None and not among_alike(frame, taken.offset):
-            self.look(f"{taken.doing} a text that only a run knows")
+        if taken is None:
+            return
+        if taken.doing == "calls" and taken.position == 0 and not is_opaque(value):
+            self.given.add((frame.f_code, taken.offset))
+        said = looks(frame, taken, value)
+        if said:
+            self.look(f"{said} a {'value' if is_opaque(value) else 'text'} that only a run knows")
+
+    def handed(self, value: Any) -> Any:
+        """A value that the user's code has asked for."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and own(frame):
+            frame = frame.f_back
+        if frame is not None:
+            self.made(frame, value)
+        return value
 
     # --- what it reads ---
 
@@ -206,7 +230,7 @@ class Trace:
         """What reading a text gives."""
         self._reads(entry)
         use = Use(entry.id)
-        return Symbol.of(self.probe.text(use), self, use, _domain(entry))
+        return self.handed(Symbol.of(self.probe.text(use), self, use, _domain(entry)))
 
     def typed(self, entry: Entry, want: Wanted) -> Any:
         """What reading a typed value gives."""
@@ -219,19 +243,19 @@ class Trace:
             self.readers[entry.id] = lambda text: read(text, _META)
         values = [read(text, _META) for text in want.choices]
         if want.choices and all(type(v) is str and v == t for v, t in zip(values, want.choices, strict=True)):
-            return Symbol.of(self.probe.text(use), self, use, want.choices)
+            return self.handed(Symbol.of(self.probe.text(use), self, use, want.choices))
         if want.choices:
             return values[want.choices.index(self.decide(use, want.choices))]
         number = {"int": Use(entry.id, "int"), "float": Use(entry.id, "float")}.get(want.name)
         said = self.probe.text(number) if number else None
-        return Opaque(self, number or use, _kind(want.name), said)
+        return self.handed(Opaque.of(self, number or use, want.kind, said))
 
     def _reads(self, entry: Entry) -> None:
         self._refuse_kept()
         if entry.id not in self._read:
             self._read.add(entry.id)
             with self.unwatched:
-                if handled(sys._getframe(1)):
+                if handled(sys._getframe(1), self.entered):
                     self.stop("feature", "the program itself handles an error of what it reads here")
             self._add(Read(entry.id, self._steps, self._place()))
 
@@ -281,9 +305,13 @@ class Trace:
         if isinstance(op, Select) and any(marked(choice) for choice in op.choices):
             choices = tuple(self._cut(choice, entry.where) for choice in op.choices)
             return Step(msgspec.structs.replace(op, choices=()), entry.where, choices=choices)
-        raw = msgspec.json.encode(op, enc_hook=str.__str__).decode()  # of symbols
+        kind = type(op).__name__
+        try:
+            raw = msgspec.json.encode(op, enc_hook=str.__str__).decode()  # of symbols
+        except UnicodeEncodeError as error:
+            said = f"an option of this {kind} has a lone surrogate, {error.object[error.start]!a}, which is no text"
+            self.stop("feature", said, entry.where)
         if marked(raw):
-            kind = type(op).__name__
             self.stop("look", f"an option of this {kind} is made from {self.probe.names(raw)}", entry.where)
         return Step(op, entry.where)
 
@@ -307,7 +335,3 @@ def _domain(entry: Entry) -> tuple[str, ...]:
     if isinstance(op, Gen) and isinstance(op.constraint, Choices):
         return op.constraint.choices
     return ()
-
-
-def _kind(name: str) -> type:
-    return {"int": int, "float": float}.get(name, object)

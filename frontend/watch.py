@@ -7,6 +7,8 @@ for what a plan does not have; the code objects of the user that ran.
 
 from __future__ import annotations
 
+import builtins
+import random
 import re
 from collections.abc import Iterator
 from types import CodeType, FrameType
@@ -15,10 +17,14 @@ from typing import Any
 from ramet.frontend import roles, run, transcript, values
 from ramet.frontend.branches import Branches
 from ramet.frontend.escapes import Outside
-from ramet.frontend.eyes import SEARCHES, alike, searched
+from ramet.frontend.eyes import taker
+from ramet.frontend.handlers import block_handler
 from ramet.frontend.host import inside_async_body
+from ramet.frontend.managers import ENTERS
 from ramet.frontend.planned import BreakKind
-from ramet.frontend.probes import marked
+from ramet.frontend.probes import MIDDLE, marked
+from ramet.frontend.sights import HANDS, MAKES, SEARCHES, fed, searched, stands_in, touched
+from ramet.frontend.symbols import is_opaque
 from ramet.frontend.tracing import Trace
 from ramet.frontend.users import foreign, line_of, own
 
@@ -39,12 +45,16 @@ _WITH: dict[CodeType, tuple[str, Any, str]] = {  # a parameter, what it is when 
     Branches.gather.__code__: ("on_error", "raise", "gather returns errors"),
     Branches.agather.__code__: ("on_error", "raise", "gather returns errors"),
 }
+_SEARCHED = tuple(SEARCHES)
 _RACES = "ramet.frontend.trials"
 _HARMLESS = frozenset(("join", "format", "format_map", "__format__", "__str__", "__add__", "__sizeof__"))
 _CARRIERS = (  # modules that hand text on and do not look at it
-    "abc asyncio collections collections.abc concurrent.futures contextlib contextvars copy dataclasses enum functools "
+    "abc asyncio collections collections.abc concurrent.futures contextlib contextvars copy dataclasses functools "
     "inspect itertools logging operator threading types typing warnings weakref"
 )
+_CHANCE = ("random", "secrets")
+_CHOOSER = vars(random)["_inst"]  # whose methods random's functions are; seeded ones are no chance
+_CLASSES = ("abc", "dataclasses", "inspect", "typing")  # modules that ask for the class of what they are given
 
 
 class Watch:
@@ -66,20 +76,35 @@ class Watch:
             self._called(frame)
         elif event == "c_call":
             self._called_c(frame, arg)
-        elif event == "return" and frame.f_code is self._body:
+        elif event == "return":
+            self._returned(frame, arg)
+
+    def _returned(self, frame: FrameType, value: object) -> None:
+        if frame.f_code is self._body:
             self.returned = line_of(frame)
             self.outside.returned(frame)
+        elif frame.f_back is not None and not own(frame) and (stands_in(value) or touched(value)):
+            self._trace.made(frame.f_back, value)
 
     def _called(self, frame: FrameType) -> None:
         code = frame.f_code
         if own(frame):
             self._language(frame, code)
-        elif not foreign(code.co_filename):
+            return
+        back = frame.f_back
+        if code.co_name in ENTERS and code.co_argcount and back is not None and not own(back):
+            self._trace.entered.enter(back, block_handler(back), frame.f_locals[code.co_varnames[0]])
+        if not foreign(code.co_filename):
             self._codes.add(code)
             self.outside.called(frame)
-        elif frame.f_back is not None and not own(frame.f_back) and not _foreign_frame(frame.f_back):
+        elif back is not None and not own(back) and not _foreign_frame(back):
             module = str(frame.f_globals.get("__name__", ""))
-            if module not in _CARRIERS.split() and any(_marked(value) for value in frame.f_locals.values()):
+            values = frame.f_locals.values()
+            if module in _CHANCE and (frame.f_locals.get("self") or _CHOOSER) is _CHOOSER:
+                self._trace.stop("differs", f"{module}.{code.co_name} gives something else in every run")
+            if module in _CLASSES and any(map(is_opaque, values)):
+                self._trace.look(f"gives {module}.{code.co_name} a value that only a run knows")
+            if module not in _CARRIERS.split() and any(map(_marked, values)):
                 self._trace.stop("look", f"{module}.{code.co_name} is given text that only a run knows")
 
     def _language(self, frame: FrameType, code: CodeType) -> None:
@@ -108,19 +133,42 @@ class Watch:
         if type(owner) is str and marked(owner):
             if function.__name__ not in _HARMLESS:
                 self._trace.stop("look", f"Python calls {function.__name__}() of text that only a run knows")
-        elif type(owner) in SEARCHES and not _foreign_frame(frame):
+            self._trace.made(frame, owner)
+        elif owner is _CHOOSER:
+            self._trace.stop("differs", f"random.{function.__name__} gives something else in every run")
+        elif isinstance(owner, _SEARCHED) and not _foreign_frame(frame):
             self._searched(frame, owner, function.__name__)
+            self._handed(frame, owner, function.__name__)
+        elif owner is builtins and function.__name__ in HANDS:
+            self._handed(frame, None, function.__name__)
+        elif getattr(function, "__module__", "") == "_operator" and not _foreign_frame(frame):
+            if self._holds(frame):
+                self._trace.look(f"calls {function.__name__}() with a text that only a run knows")
         elif isinstance(owner, re.Pattern) and any(_marked(value) for value in frame.f_locals.values()):
             self._trace.stop("look", f"a regular expression is matched where {self._names(frame)} only a run knows")
 
     def _searched(self, frame: FrameType, owner: Any, method: str) -> None:
-        """The user calls a method, of which some look for their argument."""
-        variable = searched(frame, owner, method)
-        if variable:
-            self._trace.look(f"calls {method}() with {variable}, a text that only a run knows")
-        given = (frame.f_code, frame.f_lasti) in self._trace.given
-        if given and method in SEARCHES[type(owner)] and (isinstance(owner, str) or not alike(owner)):
-            self._trace.look(f"calls {method}() with a text that only a run knows")
+        """The user calls a method, of which some look for their argument, and others make a text of it."""
+        kind = next(kind for kind in _SEARCHED if isinstance(owner, kind))
+        if method in SEARCHES[kind]:
+            name = searched(frame, owner, self._given(frame))
+            if name:
+                named = "" if name == "a text" else f"{name}, "
+                self._trace.look(f"calls {method}() with {named}a text that only a run knows")
+        if kind is str and method in MAKES and taker(frame.f_code, frame.f_lasti) and self._holds(frame):
+            self._trace.made(frame, MIDDLE)
+
+    def _handed(self, frame: FrameType, owner: object, function: str) -> None:
+        """The user calls a function whose result may be what it is given."""
+        if function in HANDS and taker(frame.f_code, frame.f_lasti) and (touched(owner) or self._holds(frame)):
+            self._trace.made(frame, MIDDLE)
+
+    def _holds(self, frame: FrameType) -> bool:
+        """The call at which a frame is has an argument with what only a run knows."""
+        return self._given(frame) or fed(frame)
+
+    def _given(self, frame: FrameType) -> bool:
+        return (frame.f_code, frame.f_lasti) in self._trace.given
 
     def _names(self, frame: FrameType) -> str:
         return " and ".join(name for name, value in frame.f_locals.items() if _marked(value)) + " holds text that"

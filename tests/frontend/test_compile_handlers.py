@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
-from collections.abc import Callable, Iterator
+import threading
+import warnings
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +134,84 @@ async def _awaits(s: rt.State) -> str:
         return "none"
 
 
+def _suppresses(s: rt.State) -> str:
+    with contextlib.suppress(rt.ParseError):
+        return number(s)
+    return "none"
+
+
+def _suppresses_further_out(s: rt.State) -> str:
+    with contextlib.suppress(Exception), contextlib.nullcontext():
+        return number(s)
+    return "none"
+
+
+def _stacked(s: rt.State) -> str:
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: None)
+        stack.enter_context(contextlib.suppress(rt.RametError))
+        return number(s)
+    return "none"
+
+
+class Swallows:
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> bool:
+        return kind is not None and issubclass(kind, rt.RametError)
+
+
+def _by_manager(s: rt.State) -> str:
+    with Swallows():
+        return number(s)
+    return "none"
+
+
+@contextlib.contextmanager
+def lenient() -> Iterator[None]:
+    with contextlib.suppress(rt.ParseError):
+        yield
+
+
+@contextlib.contextmanager
+def forgiving() -> Iterator[None]:
+    try:  # noqa: SIM105
+        yield
+    except Exception:  # noqa: BLE001
+        pass
+
+
+def _by_generator(s: rt.State) -> str:
+    with forgiving():
+        return number(s)
+    return "none"
+
+
+def _by_generators_block(s: rt.State) -> str:
+    with lenient():
+        return number(s)
+    return "none"
+
+
+async def _awaits_in_a_block(s: rt.State) -> str:
+    async with forgiving_async():
+        return f"{await s.gen(int, name='n', max_tokens=3, stop='2')}"  # here
+    return "none"
+
+
+@contextlib.asynccontextmanager
+async def forgiving_async() -> AsyncIterator[None]:
+    try:  # noqa: SIM105
+        yield
+    except rt.ParseError:
+        pass
+
+
 HANDLED = [
     _by_type, _by_base, _by_everything, _second, _by_variable, _by_call, _further_out, _raises_another,
-    _sometimes_again, _in_groups, _loops, _finally_returns, _awaits,
+    _sometimes_again, _in_groups, _loops, _finally_returns, _awaits, _suppresses, _suppresses_further_out, _stacked,
+    _by_manager, _by_generator, _by_generators_block, _awaits_in_a_block,
 ]  # fmt: skip
 
 
@@ -153,9 +232,38 @@ def line(body: Callable[..., Any]) -> str:
 def test_what_the_program_handles_is_for_python(body: Callable[..., Any], answer: str) -> None:
     program = rt.function(body)
     [found] = program.compile().breaks
-    assert (found.kind, found.where) == ("feature", line(body if body is _awaits else number))
+    assert (found.kind, found.where) == ("feature", line(body if inspect.iscoroutinefunction(body) else number))
     assert found.reason.startswith("the program itself handles an error of what it reads here")
     assert outcome(program.compile().run, answer) == outcome(program.run, answer)
+
+
+class Keeps:
+    def __init__(self, s: rt.State) -> None:
+        self.s = s
+
+    def __enter__(self) -> Keeps:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        kept.append(weakref.ref(self))
+
+
+kept: list[weakref.ref[Keeps]] = []
+
+
+def test_a_trace_that_is_over_keeps_no_manager() -> None:
+    @rt.function
+    def enters(s: rt.State) -> None:
+        with Keeps(s):
+            s.gen(max_tokens=1).get()
+
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        enters.compile()
+        assert kept and not any(each() for each in kept)
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 # --- what changes nothing ---
@@ -222,7 +330,34 @@ async def _awaits_in_blocks(s: rt.State) -> str:
         return f"{await s.gen(int, name='n', max_tokens=3, stop='2')}"
 
 
-HARMLESS = [_finally, _again, _others, _around_others, _in_messages, _in_generators, _awaits_in_blocks]
+class Passes:
+    def __enter__(self) -> Passes:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            return
+
+
+def _in_blocks(s: rt.State) -> str:
+    with contextlib.suppress(KeyError), Passes(), block(), open(__file__), warnings.catch_warnings():
+        return number(s)
+    return "none"
+
+
+def _behind_blocks(s: rt.State) -> str:
+    with contextlib.suppress(Exception):
+        s += "before"
+    with threading.Lock(), contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(LookupError))
+        return number(s)
+    return "none"
+
+
+HARMLESS = [
+    _finally, _again, _others, _around_others, _in_messages, _in_generators, _awaits_in_blocks, _in_blocks,
+    _behind_blocks,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("body", HARMLESS, ids=lambda body: body.__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -123,81 +122,6 @@ def test_without_the_blank_trace_such_a_plan_is_whole(body: Callable[..., Any], 
     """The control."""
     monkeypatch.setattr(compiling._Explorer, "_blanked", lambda self, path, script: path)
     assert rt.function(body).compile().whole
-
-
-# --- texts that are compared with constants: no trace shows that, the bytecode does ---
-
-TABLE = {"a/b": "K"}
-WORDS = "x y"
-LOG = logging.getLogger("ramet.tests.compile_unseen")
-LOOKS: dict[str, Callable[[str, str], object]] = {
-    "compares": lambda a, b: f"{a}{b}" == "ab",
-    "compares a sum": lambda a, b: f"{a}{b}" + "!" != "ab!",
-    "compares what % makes": lambda a, b: "%s/%s" % (a, b) == "a/b",  # noqa: UP031
-    "compares what format makes": lambda a, b: "{}{}".format(a, b) == "ab",  # noqa: UP032
-    "compares a variable": lambda a, b: (lambda key: key == "ab")(f"{a}{b}"),
-    "compares what join makes": lambda a, b: (lambda key: key == "ab")("".join([a, b])),
-    "looks for it in a list": lambda a, b: f"{a}/{b}" in ["a/b", "c"],
-    "looks for it in a set": lambda a, b: (lambda key: key in {"a/b", "c"})(f"{a}/{b}"),
-    "looks it up": lambda a, b: TABLE[f"{a}/{b}"],
-    "looks a variable up": lambda a, b: (lambda key: TABLE[key])(f"{a}/{b}"),
-    "gets": lambda a, b: TABLE.get(f"{a}/{b}", "none"),
-    "gets a variable": lambda a, b: (lambda key: TABLE.get(key))(f"{a}/{b}"),
-    "counts": lambda a, b: ["a/b", "c"].count(f"{a}/{b}"),
-    "begins": lambda a, b: "a/b c".startswith(f"{a}/{b}"),
-    "finds": lambda a, b: (lambda key: "a/b c".find(key))(f"{a}/{b}"),
-    "matches": lambda a, b: matched(f"{a}/{b}"),
-    "of a number": lambda a, b: f"{a}{3}" == "a3",
-}
-
-
-def matched(text: str) -> int:
-    match text:
-        case "a/b":
-            return 1
-    return 2
-
-
-@pytest.mark.parametrize("look", LOOKS)
-def test_a_text_made_of_symbols_that_is_compared_is_a_look(look: str) -> None:
-    @rt.function
-    def looks(s: rt.State, a: str, b: str) -> str:
-        s += "before"
-        s.gen(name="x", max_tokens=2)
-        return f"{LOOKS[look](a, b)}"
-
-    [found] = looks.compile().breaks
-    assert found.kind == "look"
-    assert found.reason.startswith("Python ") and "a text that only a run knows" in found.reason
-
-
-RIGHT: dict[str, Callable[[str, str], object]] = {
-    "a template": lambda a, b: "Say [q]!".replace("[q]", f"{a}{b}"),
-    "a default": lambda a, b: TABLE.get("a/c", f"{a}{b}"),
-    "a value": lambda a, b: {"k": f"{a}{b}"}["k"],
-    "kept under itself": lambda a, b: {f"{a}-1": "x", f"{a}-2": "y"}.get(f"{a}-2"),
-    "found under itself": lambda a, b: (lambda kept, key: kept[key])({f"{a}-1": "x"}, f"{a}-1"),
-    "other variables": lambda a, b: (lambda key, kind: key if kind == "x" else "")(f"{a}{b}", "x"),
-    "a split constant": lambda a, b: ", ".join(f"{word} {a}" for word in ["x", "y"]),
-    "a log": lambda a, b: LOG.debug("%s of %s", f"{a}{b}", a) or "said",
-    "no text": lambda a, b: f"{a}{b}" if a is not None else "",
-}
-
-
-@pytest.mark.parametrize("use", RIGHT)
-def test_what_looks_at_other_things_stays_whole(use: str, caplog: pytest.LogCaptureFixture) -> None:
-    @rt.function
-    def uses(s: rt.State, a: str, b: str) -> str:
-        s += f"{RIGHT[use](a, b)}"
-        return s.gen(name="x", max_tokens=2).get()
-
-    with caplog.at_level(logging.DEBUG, LOG.name):
-        plan = uses.compile()
-    assert plan.whole, plan.breaks
-    mock, other = rt.Mock("v"), rt.Mock("v")
-    plan.run("a", "b", backend=mock).result(WAIT)
-    uses.using(backend=other).run("a", "b").result(WAIT)
-    assert mock.prompts == other.prompts
 
 
 # --- what is right stays whole ---

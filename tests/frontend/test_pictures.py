@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 
 import ramet as rt
 import ramet.examples
+from ramet.frontend.compile import Compiled
+from ramet.frontend.ir import ROOT, Select
 from ramet.frontend.mermaid import escaped
+from ramet.frontend.planned import Const, Decision, Document, Node, Return, Step, Use
 from ramet.frontend.program import Program
 from ramet.frontend.trace import short
 
@@ -323,3 +326,16 @@ def test_every_example_can_be_drawn(program):
     assert sum(label.startswith("graph break") for label in chart.labels.values()) == len(plan.breaks)
     assert read(plan.html())
     assert plan.show().startswith(f"{plan.name}(")
+
+
+def test_a_plan_deeper_than_a_stack_can_be_drawn():
+    deep = 1200
+    nodes = []
+    for number in range(deep):
+        select = Step(Select(id=f"0.{number}", seq=ROOT, choices=("a", "b"), var=f"v{number}"))
+        nodes += [Node((select,), Decision(Use(select.op.id), ("a", "b"), (2 * number + 1, 2 * number + 2)))]
+        nodes += [Node((), Return(Const(number)))]
+    nodes += [Node((), Return(Const(None)))]
+    plan = rt.Plan(Compiled(Document("deep", "deep.py:1", (), {}, tuple(nodes))))
+    assert plan.show().count("─ return ") == plan.mermaid().count("<br>None") + deep == deep + 1
+    assert f"v{deep - 1}?" in plan.show() and "and so on" in plan.html()

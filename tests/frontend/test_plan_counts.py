@@ -7,6 +7,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -225,11 +226,24 @@ def test_settings_of_a_file_are_checked(settings: dict[str, float]) -> None:
 def test_a_text_that_no_file_can_hold() -> None:
     @rt.function
     def odd(s: rt.State) -> None:
+        s.gen(max_tokens=1)
         s += "x\ud800"
         s.gen(max_tokens=1)
 
-    with pytest.raises(rt.PlanError, match=r"lone surrogate, '\\ud800'"):
+    line = f"{Path(__file__).name}:{odd.__wrapped__.__code__.co_firstlineno + 3}"
+    said = rf"^odd: a text at {line} has a lone surrogate, '\\ud800', .*errors='replace'"
+    with pytest.raises(rt.PlanError, match=said):
         odd.compile().dumps()
+
+
+def test_an_option_that_no_file_can_hold() -> None:
+    @rt.function
+    def odd(s: rt.State) -> None:
+        s.gen(max_tokens=1, stop="\ud800")
+
+    [found] = odd.compile().breaks
+    assert found.kind == "feature"
+    assert found.reason == "an option of this Gen has a lone surrogate, '\\ud800', which is no text"
 
 
 @rt.function
