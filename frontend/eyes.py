@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dis
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import CodeType
 from typing import NamedTuple
 
@@ -85,8 +85,20 @@ class Table(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _instructions(code: CodeType) -> tuple[list[dis.Instruction], dict[int, int]]:
-    found = [each for each in dis.get_instructions(code) if each.opname not in _NOTHING]
+    found = [part for each in dis.get_instructions(code) if each.opname not in _NOTHING for part in _parts(each)]
     return found, {each.offset: index for index, each in enumerate(found)}
+
+
+def _parts(each: dis.Instruction) -> Iterator[dis.Instruction]:
+    """Python 3.13 makes one instruction of two that load or store variables."""
+    names = each.argval if isinstance(each.argval, tuple) else ()
+    doings = [doing for doing in each.opname.split("_") if doing in ("LOAD", "STORE")]
+    if "_FAST" not in each.opname or len(names) != 2 or len(doings) != 2:
+        yield each
+        return
+    for doing, name in zip(doings, names, strict=True):
+        opname = f"{doing}_FAST"
+        yield each._replace(opname=opname, opcode=dis.opmap[opname], arg=0, argval=name, argrepr=name)
 
 
 @functools.lru_cache(maxsize=8192)
@@ -145,6 +157,7 @@ def _taken(found: _Found, at: int, above: int, held: str) -> Taker | None:
     if doing == "calls":
         count = each.arg or 0
         _, before = _operands(found, at, count)
+        before -= before >= 0 and found[before].opname == "PUSH_NULL"  # Python 3.13 puts it behind the function
         known = before >= 0 and found[before].opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_METHOD", "LOAD_ATTR")
         name = str(found[before].argval) if known else ""
         asks = name in COLLECTS or (name in ASKS and not (name == "type" and count > 1))
@@ -208,8 +221,6 @@ def _moves(each: dis.Instruction) -> tuple[int, int]:
     """How many values an instruction takes from the stack, and how many it leaves there."""
     if each.opname == "CALL":
         return (each.arg or 0) + 2, 1
-    if each.opname == "STORE_FAST_LOAD_FAST":
-        return 1, 1
     effect = dis.stack_effect(each.opcode, each.arg, jump=False)
     if any(each.opname.startswith(name) for name in _TAKES_ALL):
         return -effect, 0
@@ -228,12 +239,12 @@ def table(code: CodeType) -> Table:
     lines: dict[int, list[tuple[Way, Taker]]] = {}
     stored: set[tuple[int, str]] = set()
     for index, each in enumerate(found):
-        for above, name in enumerate(reversed(loaded(each))):
-            taken = _taker(found, index, above)
-            if taken is not None:
-                ways.setdefault(taken.offset, []).append(((name,), taken))
-            if not above:
-                _further(found, index, (name,), ways)
+        name = loaded(each)
+        taken = _taker(found, index, 0) if name else None
+        if taken is not None:
+            ways.setdefault(taken.offset, []).append(((name,), taken))
+        if name:
+            _further(found, index, (name,), ways)
         line = each.positions.lineno if each.positions is not None else None
         looks = [(way, taken) for way, taken in ways.get(each.offset, ()) if taken.doing != "calls" or taken.callee]
         if line is not None and looks:
@@ -272,8 +283,8 @@ def _step(found: _Found, at: int) -> tuple[str | Index | None, int]:
 def _index(each: dis.Instruction) -> Index | None:
     if each.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
         return Index(each.argval)
-    names = loaded(each)
-    return Index(names[0], variable=True) if len(names) == 1 else None
+    name = loaded(each)
+    return Index(name, variable=True) if name else None
 
 
 @functools.lru_cache(maxsize=8192)
@@ -284,13 +295,10 @@ def arguments(code: CodeType, offset: int) -> tuple[str, ...]:
     if at is None:
         return ()
     _, before = _operands(found, at, _moves(found[at])[0])
-    return tuple(name for each in found[max(before, 0) : at] for name in loaded(each))
+    return tuple(filter(None, map(loaded, found[max(before, 0) : at])))
 
 
-def loaded(each: dis.Instruction) -> Sequence[str]:
-    """The variables whose values an instruction leaves on the stack."""
-    if each.opname == "STORE_FAST_LOAD_FAST":
-        return [str(each.argval[1])]
-    if not each.opname.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_NAME", "LOAD_GLOBAL", "LOAD_CLOSURE")):
-        return ()
-    return [str(name) for name in each.argval] if isinstance(each.argval, tuple) else [str(each.argval)]
+def loaded(each: dis.Instruction) -> str:
+    """The variable whose value an instruction leaves on the stack."""
+    loads = ("LOAD_FAST", "LOAD_DEREF", "LOAD_NAME", "LOAD_GLOBAL", "LOAD_CLOSURE")
+    return str(each.argval) if each.opname.startswith(loads) else ""
