@@ -29,7 +29,7 @@ from ramet.runtime.device import (
     place_kernels,
     start_kernels,
 )
-from ramet.runtime.graphs import FORWARD_BYTES, SMALL_BYTES, Graphs, aligned, buckets, headed
+from ramet.runtime.graphs import FORWARD_BYTES, SMALL_BYTES, Graphs, aligned, buckets, filled
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.fetch import cache_directory
 from ramet.runtime.models.spec import Spec
@@ -207,7 +207,7 @@ class CudaRunner:
         packed = self._steps.pack(batch, None)
         assert packed is not None, "without a bucket every batch fits"
         width = aligned(len(rows))
-        staged = self.device.stage(headed(rows, packed.words, width, 0))
+        staged = self.device.stage(filled(rows, width, 0), *packed.parts)
         plan = self._steps.view(staged[width:], packed)
         hidden = self._decoder.forward(self._steps.gather(plan, self._last), plan, self._cache)
         if len(rows) == 0:
@@ -240,7 +240,7 @@ class CudaRunner:
         packed = self._steps.pack_draws(draws, at, masks, None)
         assert packed is not None, "without a bucket all draws fit"
         width = aligned(len(draws))
-        staged = self.device.stage(headed(draws.into, packed.words, width, 0))
+        staged = self.device.stage(filled(draws.into, width, 0), *packed.parts)
         tokens = self._steps.draw(logits, self._steps.view_draws(staged[width:], packed))
         self._steps.scatter(tokens, staged[: len(draws)], self._last)
         return tokens

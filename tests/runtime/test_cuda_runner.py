@@ -269,11 +269,11 @@ class Failing(HostDevice):
         self.staged = 0
         self.trims = 0
 
-    def stage(self, words: I32) -> torch.Tensor:
+    def stage(self, *parts: I32) -> torch.Tensor:
         self.staged += 1
         if self.staged == self.at + 1 or not self.healthy():
             raise self.error
-        return super().stage(words)
+        return super().stage(*parts)
 
     def trim(self) -> None:
         self.trims += 1

@@ -75,6 +75,7 @@ def test_the_hosts_device() -> None:
     staged = device.stage(words)
     words[:] = 0
     assert staged.tolist() == [0, 1, 2, 3]
+    assert device.stage(words[:0], words, words[1:]).tolist() == [0] * 7
     fetch = device.fetch((staged,))
     staged.zero_()
     assert fetch.wait()[0].tolist() == [0, 1, 2, 3]
