@@ -17,7 +17,7 @@ import torch
 from ramet.frontend.errors import DeviceLost, EngineError
 from ramet.kernels import ops as ops_for
 from ramet.kernels.ops import Angles, Ops
-from ramet.runtime.batch import I32, Batch, Draws, Flight, Masks, Samples, Targets
+from ramet.runtime.batch import I32, SCORED, Batch, Draws, Flight, Masks, Samples, Targets
 from ramet.runtime.config import Config
 from ramet.runtime.device import (
     CudaDevice,
@@ -126,7 +126,7 @@ class CudaRunner:
         guarded(self.device, "capturing graphs", capture)
 
     def profile(self, tokens: int) -> int:
-        """Bytes of workspace that a step of `tokens` tokens with draws for all rows takes."""
+        """Bytes of workspace that a step of `tokens` tokens takes which draws for all rows, and scores."""
         self._largest(tokens)  # compiles, and opens libraries, whose workspaces stay
         return self.device.workspace(lambda: self._largest(tokens))
 
@@ -143,12 +143,13 @@ class CudaRunner:
         )
 
     def _largest(self, tokens: int) -> None:
-        """A dummy step of `tokens` tokens, in segments as long as the context, with draws for all rows. In
-        deterministic mode they end where the context does: partial results of attention grow with what is seen."""
+        """A dummy step of `tokens` tokens, in segments as long as the context, with draws for all rows and for as many
+        tokens as a step scores or checks. In deterministic mode segments end where the context does: partial results
+        of attention grow with what is seen."""
         whole, rest = divmod(tokens, self.context)
         end = self.context if getattr(self._decoder.ops, "deterministic", False) else rest
         spans = [(0, self.context)] * whole + [(end - rest, end)] * (rest > 0)
-        flight = self.forward(dummy(spans, slot=self.capacity, rows=self.rows, draws=self.rows))
+        flight = self.forward(dummy(spans, slot=self.capacity, rows=self.rows, draws=self.rows + SCORED))
         self.sample(flight, Masks())
         self.read(flight)
 

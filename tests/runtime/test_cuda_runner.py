@@ -16,7 +16,7 @@ from ramet.frontend.errors import DeviceLost, EngineError, ModelError
 from ramet.frontend.ir import JUMPS, Sampling
 from ramet.runtime import messages as m
 from ramet.runtime import runners
-from ramet.runtime.batch import I32, Batch, Runner
+from ramet.runtime.batch import I32, SCORED, Batch, Runner
 from ramet.runtime.config import STEP, Config, Limits
 from ramet.runtime.cuda import CudaRunner, assemble, dummy
 from ramet.runtime.device import HostDevice
@@ -203,6 +203,20 @@ def test_the_measured_step_is_the_one_that_takes_most(
     monkeypatch.setattr(hosted.PlanOps, "deterministic", deterministic)
     built(HostDevice(memory=64 << 20), graphs=False)
     assert seen[:2] == [(64, last)] * 2
+
+
+def test_the_measured_step_has_all_rows_of_logits_that_a_step_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a draw of every sequence there are the tokens of Scores, and those behind guesses."""
+    seen: list[int] = []
+
+    def noted(self: Decoder, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append(len(hidden))
+        return logits(self, hidden, out)
+
+    logits = Decoder.logits
+    monkeypatch.setattr(Decoder, "logits", noted)
+    built(HostDevice(memory=64 << 20), graphs=False, limits=Limits(batch_tokens=300))
+    assert seen[:2] == [4 + SCORED] * 2
 
 
 @pytest.mark.parametrize(
