@@ -154,17 +154,18 @@ class CudaRunner:
         self.read(flight)
 
     def _rarest(self) -> None:
-        """A chunk that is short enough for the items of forks, bitmasks and changed logits, log-probabilities, draws
-        that nothing truncates. Whoever asks for one of them first would else wait for the compiler, and all others
-        too."""
+        """A chunk that is short enough for the items of forks, bitmasks and changed logits, log-probabilities with
+        each length of list, draws that nothing truncates. Whoever asks for one of them first would else wait for the
+        compiler, and all others too."""
         masks = Masks(allowed=((0, np.full(-(-self.vocab // 32), 0xFFFFFFFF, np.uint32)),))
         bias = ((0, np.zeros(1, np.int32), np.ones(1, np.float32)),)
         chunk, last = (0, min(_SHORT, self.context)), min(LONG, self.context)
         one = (last - 1, last)
-        for span, asked in ((chunk, masks), (one, masks), (one, Masks())):
+        steps = ((chunk, masks, 0), (one, masks, 5), (one, masks, 20), (one, masks, -1), (one, Masks(), -1))
+        for span, asked, listed in steps:
             made = dummy([span], slot=self.capacity, rows=self.rows, draws=1)
-            scored = replace(made.draws.changed(logprobs=0), bias=bias)
-            flight = self.forward(replace(made, draws=scored if span == chunk else made.draws.changed(temperature=0)))
+            scored = replace(made.draws.changed(logprobs=listed), bias=bias)
+            flight = self.forward(replace(made, draws=scored if listed >= 0 else made.draws.changed(temperature=0)))
             self.sample(flight, asked)
             self.read(flight)
 
