@@ -248,10 +248,12 @@ class CudaRunner:
         return tokens
 
 
-def guarded(device: Device, doing: str, act: Callable[[], T]) -> T:
-    """Call `act`, which launches work, and make the device's errors typed ones: out of memory is an `EngineError`, and
-    whatever the failed call had allocated is freed; after anything else the device is tried, and when it does not
-    answer it is lost."""
+def guarded(
+    device: Device, doing: str, act: Callable[[], T], smaller: str = "kv_share, kv_tokens or batch_tokens"
+) -> T:
+    """Call `act`, which launches work, and make the device's errors typed ones: out of memory is an `EngineError` that
+    names what should be `smaller`, and whatever the failed call had allocated is freed; after anything else the device
+    is tried, and when it does not answer it is lost."""
     failure: EngineError
     try:
         with device.launching():
@@ -260,7 +262,7 @@ def guarded(device: Device, doing: str, act: Callable[[], T]) -> T:
         if out_of_memory(error):
             traceback.clear_frames(error.__traceback__)  # their tensors would live as long as the error
             device.trim()
-            failure = exhausted(device, doing, error)
+            failure = exhausted(device, doing, error, smaller)
         elif device.healthy():
             raise
         else:
@@ -344,7 +346,12 @@ def assemble(
     context, weights = checked_context(config, spec), config.weights
     before = device.free()
     check_weights(spec, dtype, weights, before)
-    decoder = guarded(device, "loading the weights", lambda: Decoder(spec, load(dtype), device.place.type, dtype, ops))
+    decoder = guarded(
+        device,
+        "loading the weights",
+        lambda: Decoder(spec, load(dtype), device.place.type, dtype, ops),
+        "model, or weights='int8' or 'int4'",
+    )
     device.trim()
     loaded = before - device.free()
     rows, tokens = config.max_running, config.limits.on("cuda").batch_tokens

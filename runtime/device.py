@@ -349,11 +349,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
 
-def exhausted(device: Device, doing: str, error: Exception) -> EngineError:
-    """The typed error for a device that ran out of memory while `doing` something."""
+def exhausted(device: Device, doing: str, error: Exception, smaller: str) -> EngineError:
+    """The typed error for a device that ran out of memory while `doing` something; `smaller`: what would help."""
     return EngineError(
-        f"{device.name} is out of memory in {doing} ({size(device.free())} are free now): ask for a smaller kv_share, "
-        f"kv_tokens or batch_tokens; {first_line(error)}"
+        f"{device.name} is out of memory in {doing} ({size(device.free())} are free now): ask for a smaller {smaller}; "
+        f"{first_line(error)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a step needs of a device's kernels beyond `Ops`: batches and draws packed into one array for one copy.
+"""What a step needs of a device's kernels beyond `Ops`: batches and draws packed for one copy each.
 
 In: batches, draws, masks on the host. Out: packed words, and views of those words once they are on the device.
 `TritonSteps` is the GPU's; tests have one in plain torch.

@@ -150,10 +150,11 @@ def test_a_capture_that_failed_leaves_nothing_open(monkeypatch: pytest.MonkeyPat
 
 
 def test_out_of_memory_says_what_can_be_done() -> None:
-    error = exhausted(HostDevice(memory=3 << 20), "a step of 9 tokens", torch.OutOfMemoryError("Tried 5 GiB.\nmore"))
+    full = torch.OutOfMemoryError("Tried 5 GiB.\nmore")
+    error = exhausted(HostDevice(memory=3 << 20), "a step of 9 tokens", full, "batch_tokens")
     assert str(error) == (
-        "cpu is out of memory in a step of 9 tokens (3.0 MiB are free now): ask for a smaller kv_share, kv_tokens or "
-        "batch_tokens; Tried 5 GiB."
+        "cpu is out of memory in a step of 9 tokens (3.0 MiB are free now): ask for a smaller batch_tokens; "
+        "Tried 5 GiB."
     )
 
 
