@@ -19,6 +19,8 @@ F32 = NDArray[np.float32]
 U32 = NDArray[np.uint32]
 
 
+SCORED = 256  # tokens that Scores score and guesses check in one step: a row of logits each, 0.5 MB with 128k tokens
+
 # How a token is drawn: the record that the native kernels read (`RametDraw`).
 RECORD = np.dtype(
     [

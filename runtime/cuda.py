@@ -17,7 +17,7 @@ import torch
 from ramet.frontend.errors import DeviceLost, EngineError
 from ramet.kernels import ops as ops_for
 from ramet.kernels.ops import Angles, Ops
-from ramet.runtime.batch import I32, Batch, Draws, Flight, Masks, Samples, Targets
+from ramet.runtime.batch import I32, SCORED, Batch, Draws, Flight, Masks, Samples, Targets
 from ramet.runtime.config import Config
 from ramet.runtime.device import (
     CudaDevice,
@@ -29,7 +29,7 @@ from ramet.runtime.device import (
     place_kernels,
     start_kernels,
 )
-from ramet.runtime.graphs import FORWARD_BYTES, SMALL_BYTES, Graphs, aligned, buckets, headed
+from ramet.runtime.graphs import FORWARD_BYTES, SMALL_BYTES, Graphs, aligned, buckets, filled
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.fetch import cache_directory
 from ramet.runtime.models.spec import Spec
@@ -126,7 +126,7 @@ class CudaRunner:
         guarded(self.device, "capturing graphs", capture)
 
     def profile(self, tokens: int) -> int:
-        """Bytes of workspace that a step of `tokens` tokens with draws for all rows takes."""
+        """Bytes of workspace that a step of `tokens` tokens takes which draws for all rows, and scores."""
         self._largest(tokens)  # compiles, and opens libraries, whose workspaces stay
         return self.device.workspace(lambda: self._largest(tokens))
 
@@ -143,27 +143,29 @@ class CudaRunner:
         )
 
     def _largest(self, tokens: int) -> None:
-        """A dummy step of `tokens` tokens, in segments as long as the context, with draws for all rows. In
-        deterministic mode they end where the context does: partial results of attention grow with what is seen."""
+        """A dummy step of `tokens` tokens, in segments as long as the context, with draws for all rows and for as many
+        tokens as a step scores or checks. In deterministic mode segments end where the context does: partial results
+        of attention grow with what is seen."""
         whole, rest = divmod(tokens, self.context)
         end = self.context if getattr(self._decoder.ops, "deterministic", False) else rest
         spans = [(0, self.context)] * whole + [(end - rest, end)] * (rest > 0)
-        flight = self.forward(dummy(spans, slot=self.capacity, rows=self.rows, draws=self.rows))
+        flight = self.forward(dummy(spans, slot=self.capacity, rows=self.rows, draws=self.rows + SCORED))
         self.sample(flight, Masks())
         self.read(flight)
 
     def _rarest(self) -> None:
-        """A chunk that is short enough for the items of forks, bitmasks and changed logits, log-probabilities, draws
-        that nothing truncates. Whoever asks for one of them first would else wait for the compiler, and all others
-        too."""
+        """A chunk that is short enough for the items of forks, bitmasks and changed logits, log-probabilities with
+        each length of list, draws that nothing truncates. Whoever asks for one of them first would else wait for the
+        compiler, and all others too."""
         masks = Masks(allowed=((0, np.full(-(-self.vocab // 32), 0xFFFFFFFF, np.uint32)),))
         bias = ((0, np.zeros(1, np.int32), np.ones(1, np.float32)),)
         chunk, last = (0, min(_SHORT, self.context)), min(LONG, self.context)
         one = (last - 1, last)
-        for span, asked in ((chunk, masks), (one, masks), (one, Masks())):
+        steps = ((chunk, masks, 0), (one, masks, 5), (one, masks, 20), (one, masks, -1), (one, Masks(), -1))
+        for span, asked, listed in steps:
             made = dummy([span], slot=self.capacity, rows=self.rows, draws=1)
-            scored = replace(made.draws.changed(logprobs=0), bias=bias)
-            flight = self.forward(replace(made, draws=scored if span == chunk else made.draws.changed(temperature=0)))
+            scored = replace(made.draws.changed(logprobs=listed), bias=bias)
+            flight = self.forward(replace(made, draws=scored if listed >= 0 else made.draws.changed(temperature=0)))
             self.sample(flight, asked)
             self.read(flight)
 
@@ -207,7 +209,7 @@ class CudaRunner:
         packed = self._steps.pack(batch, None)
         assert packed is not None, "without a bucket every batch fits"
         width = aligned(len(rows))
-        staged = self.device.stage(headed(rows, packed.words, width, 0))
+        staged = self.device.stage(filled(rows, width, 0), *packed.parts)
         plan = self._steps.view(staged[width:], packed)
         hidden = self._decoder.forward(self._steps.gather(plan, self._last), plan, self._cache)
         if len(rows) == 0:
@@ -240,16 +242,18 @@ class CudaRunner:
         packed = self._steps.pack_draws(draws, at, masks, None)
         assert packed is not None, "without a bucket all draws fit"
         width = aligned(len(draws))
-        staged = self.device.stage(headed(draws.into, packed.words, width, 0))
+        staged = self.device.stage(filled(draws.into, width, 0), *packed.parts)
         tokens = self._steps.draw(logits, self._steps.view_draws(staged[width:], packed))
         self._steps.scatter(tokens, staged[: len(draws)], self._last)
         return tokens
 
 
-def guarded(device: Device, doing: str, act: Callable[[], T]) -> T:
-    """Call `act`, which launches work, and make the device's errors typed ones: out of memory is an `EngineError`, and
-    whatever the failed call had allocated is freed; after anything else the device is tried, and when it does not
-    answer it is lost."""
+def guarded(
+    device: Device, doing: str, act: Callable[[], T], smaller: str = "kv_share, kv_tokens or batch_tokens"
+) -> T:
+    """Call `act`, which launches work, and make the device's errors typed ones: out of memory is an `EngineError` that
+    names what should be `smaller`, and whatever the failed call had allocated is freed; after anything else the device
+    is tried, and when it does not answer it is lost."""
     failure: EngineError
     try:
         with device.launching():
@@ -258,7 +262,7 @@ def guarded(device: Device, doing: str, act: Callable[[], T]) -> T:
         if out_of_memory(error):
             traceback.clear_frames(error.__traceback__)  # their tensors would live as long as the error
             device.trim()
-            failure = exhausted(device, doing, error)
+            failure = exhausted(device, doing, error, smaller)
         elif device.healthy():
             raise
         else:
@@ -342,7 +346,12 @@ def assemble(
     context, weights = checked_context(config, spec), config.weights
     before = device.free()
     check_weights(spec, dtype, weights, before)
-    decoder = guarded(device, "loading the weights", lambda: Decoder(spec, load(dtype), device.place.type, dtype, ops))
+    decoder = guarded(
+        device,
+        "loading the weights",
+        lambda: Decoder(spec, load(dtype), device.place.type, dtype, ops),
+        "model, or weights='int8' or 'int4'",
+    )
     device.trim()
     loaded = before - device.free()
     rows, tokens = config.max_running, config.limits.on("cuda").batch_tokens

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from ramet.frontend.errors import EngineError
@@ -49,9 +50,9 @@ class Device(Protocol):
     def launching(self) -> AbstractContextManager[object]:
         """Makes the compute stream current; not to be entered while it is."""
 
-    def stage(self, words: I32) -> torch.Tensor:
-        """A fresh device tensor `[N] int32` with `words`, copied beside the computation; what is launched from now on
-        sees it complete. `words` may be changed as soon as this returns."""
+    def stage(self, *parts: I32) -> torch.Tensor:
+        """A fresh device tensor `[N] int32` with `parts` one behind the other, copied beside the computation; what is
+        launched from now on sees it complete. `parts` may be changed as soon as this returns."""
 
     def fetch(self, tensors: Sequence[torch.Tensor]) -> Fetch:
         """Copy tensors to the host as they are after all work launched so far, beside what is launched later."""
@@ -116,9 +117,9 @@ class HostDevice:
         finally:
             self._launches = False
 
-    def stage(self, words: I32) -> torch.Tensor:
+    def stage(self, *parts: I32) -> torch.Tensor:
         """A copy."""
-        return torch.from_numpy(words.copy())
+        return torch.from_numpy(np.concatenate(parts))
 
     def fetch(self, tensors: Sequence[torch.Tensor]) -> Present:
         """Copies."""
@@ -183,9 +184,10 @@ class CudaDevice:
         six times a step."""
         return self._compute
 
-    def stage(self, words: I32) -> torch.Tensor:
+    def stage(self, *parts: I32) -> torch.Tensor:
         """On a stream of its own, from a pinned temporary; the compute stream waits for it."""
-        host = torch.from_numpy(words).pin_memory()
+        host = torch.empty(sum(map(len, parts)), dtype=torch.int32, pin_memory=True)  # all is written below
+        np.concatenate(parts, out=host.numpy())
         with self._inward:
             moved = host.to(self.place, non_blocking=True)
             ready = self._inward.record_event()
@@ -347,11 +349,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
 
-def exhausted(device: Device, doing: str, error: Exception) -> EngineError:
-    """The typed error for a device that ran out of memory while `doing` something."""
+def exhausted(device: Device, doing: str, error: Exception, smaller: str) -> EngineError:
+    """The typed error for a device that ran out of memory while `doing` something; `smaller`: what would help."""
     return EngineError(
-        f"{device.name} is out of memory in {doing} ({size(device.free())} are free now): ask for a smaller kv_share, "
-        f"kv_tokens or batch_tokens; {first_line(error)}"
+        f"{device.name} is out of memory in {doing} ({size(device.free())} are free now): ask for a smaller {smaller}; "
+        f"{first_line(error)}"
     )
 
 

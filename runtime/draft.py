@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ramet.runtime.batch import I32, I64, U32, Batch, Masks, Targets
+from ramet.runtime.batch import I32, I64, SCORED, U32, Batch, Masks, Targets
 from ramet.runtime.choices import Trie
 from ramet.runtime.jump import allow
 from ramet.runtime.parameters import Bias, Parameters
@@ -20,9 +20,6 @@ from ramet.runtime.sequence import Choosing, Generating, Scoring, Sequence
 EMPTY: I32 = np.zeros(0, np.int32)
 _NO_MASKS = Masks()
 _GRAIN = 1 << 14  # entries
-
-
-SCORED = 256  # tokens that Scores score and guesses check in one step: a row of logits each, 0.5 MB with 128k tokens
 
 
 @dataclass(slots=True)

@@ -38,11 +38,10 @@ def bucket(count: int, sizes: Sequence[int]) -> int | None:
     return sizes[at] if at < len(sizes) else None
 
 
-def headed(head: I32, words: I32, width: int, fill: int) -> I32:
-    """One array to copy: `head`, filled up to `width` with `fill`, then `words`."""
-    made: I32 = np.full(width + len(words), fill, np.int32)
+def filled(head: I32, width: int, fill: int) -> I32:
+    """`head`, filled up to `width` with `fill`."""
+    made: I32 = np.full(width, fill, np.int32)
     made[: len(head)] = head
-    made[width:] = words
     return made
 
 
@@ -115,8 +114,7 @@ class Graphs:
         packed = None if size is None or len(rows) > self.tokens[-1] else self._steps.pack(batch, size)
         if size is None or packed is None:
             return None
-        width = self._sizes[0]
-        self._fill(self._plan, headed(rows, packed.words, width, 0))
+        self._fill(self._plan, filled(rows, self._sizes[0], 0), packed)
         self._run(("forward", size, packed.facts), lambda: self._forward(size, packed))
         return self.hidden[:size]
 
@@ -149,7 +147,7 @@ class Graphs:
         packed = None if size is None else self._steps.pack_draws(draws, at, masks, size)
         if size is None or packed is None:
             return None
-        self._fill(self._draw, headed(draws.into, packed.words, self._sizes[1], len(self._last) - 1))
+        self._fill(self._draw, filled(draws.into, self._sizes[1], len(self._last) - 1), packed)
         self._run(("sample", size, packed.facts), lambda: self._sample(size, packed))
         return self._drawn[: len(draws)].clone()
 
@@ -159,8 +157,9 @@ class Graphs:
         self._steps.scatter(tokens, self._draw[:size], self._last)
         self._drawn[:size].copy_(tokens)
 
-    def _fill(self, buffer: torch.Tensor, words: I32) -> None:
-        buffer[: len(words)].copy_(self._device.stage(words))
+    def _fill(self, buffer: torch.Tensor, head: I32, packed: Packed) -> None:
+        staged = self._device.stage(head, *packed.parts)
+        buffer[: len(staged)].copy_(staged)
 
     def _run(self, key: Key, run: Callable[[], None]) -> None:
         """Replay, or capture, or just run."""

@@ -1,4 +1,4 @@
-"""What a step needs of a device's kernels beyond `Ops`: batches and draws packed into one array for one copy.
+"""What a step needs of a device's kernels beyond `Ops`: batches and draws packed for one copy each.
 
 In: batches, draws, masks on the host. Out: packed words, and views of those words once they are on the device.
 `TritonSteps` is the GPU's; tests have one in plain torch.
@@ -14,7 +14,7 @@ import torch
 
 from ramet.kernels.ops import Angles, Plan
 from ramet.kernels.triton import plan as plans
-from ramet.kernels.triton.draws import DrawRoom, DrawView, pack_draws, view_draws
+from ramet.kernels.triton.draws import DrawRoom, DrawView, asked, view_draws
 from ramet.runtime.batch import I32, Batch, Draws, Masks
 from ramet.runtime.models.decoder import Decoder
 
@@ -27,10 +27,10 @@ EDITS = (0, 1 << 10, 1 << 12, 1 << 14, 1 << 16)  # changed logits of a graph's d
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """`words` to copy to the device, `facts`: what of it decides which kernels are launched (a part of a graph's key),
-    `detail`: the packer's own."""
+    """`parts` to copy to the device, one behind the other; `facts`: what of them decides which kernels are launched (a
+    part of a graph's key), `detail`: the packer's own."""
 
-    words: I32
+    parts: tuple[I32, ...]
     facts: Hashable
     detail: Any
 
@@ -114,7 +114,7 @@ class TritonSteps:
             deterministic=self._deterministic,
             grouping=self._grouping,
         )
-        return None if packed is None else Packed(packed.words, (packed.launches, packed.wide_m), packed)
+        return None if packed is None else Packed(packed.parts, (packed.launches, packed.wide_m), packed)
 
     def view(self, words: torch.Tensor, packed: Packed) -> plans.TritonPlan:
         """See `Steps`."""
@@ -137,13 +137,9 @@ class TritonSteps:
 
     def pack_draws(self, draws: Draws, at: I32, masks: Masks, bucket: int | None) -> Packed | None:
         """See `Steps`. Room for edits and masks grows in steps: few graphs, and no large copy for a small need."""
-        room = None
-        if bucket is not None:
-            room = _draw_room(draws, masks, bucket)
-            if room is None:
-                return None
-        packed = pack_draws(draws, at, masks, self._vocab, room)
-        return None if packed is None else Packed(packed.words, packed.room, packed.room)
+        found = asked(draws, at, masks, self._vocab)
+        room = found.room if bucket is None else _draw_room(found.room, bucket)
+        return None if room is None else Packed(found.packed(room).parts, room, room)
 
     def view_draws(self, words: torch.Tensor, packed: Packed) -> tuple[DrawView, DrawScratch]:
         """See `Steps`."""
@@ -166,12 +162,10 @@ class TritonSteps:
         scatter(tokens, into, last)
 
 
-def _draw_room(draws: Draws, masks: Masks, bucket: int) -> DrawRoom | None:
-    """The room of this bucket that holds these draws; None when they have too many edits."""
-    edits = sum(len(tokens) for _, tokens, _ in draws.bias) + sum(len(tokens) for _, tokens, _ in masks.history)
-    room = next((room for room in EDITS if edits <= room), None)
-    if room is None:
+def _draw_room(need: DrawRoom, bucket: int) -> DrawRoom | None:
+    """The room of this bucket that holds what is needed; None when that has too many edits."""
+    edits = next((room for room in EDITS if need.edits <= room), None)
+    if edits is None:
         return None
-    cuts = ((draws.top_k > 0) | (draws.top_p < 1) | (draws.min_p > 0)) & (draws.temperature > 0)
-    allowed = len(masks.allowed)
-    return DrawRoom(bucket, room, min(bucket, 1 << (allowed - 1).bit_length()) if allowed else 0, bool(cuts.any()))
+    masks = min(bucket, 1 << (need.masks - 1).bit_length()) if need.masks else 0
+    return DrawRoom(bucket, edits, masks, need.cut)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ramet.kernels.noise import keys
-from ramet.runtime.batch import F32, I32, U32, Draws, Masks
+from ramet.runtime.batch import F32, I32, I64, U32, Draws, Masks
 
 # rows of the table, one column per draw; floats are stored by their bits
 AT = 0  # row of the logits; -1: no draw, the column is padding
@@ -29,6 +29,7 @@ INTO = 12  # row of the token table; -1 in padding
 FIELDS = 13
 
 EDIT_FIELDS = 4  # token id; float: scale, subtrahend, summand
+_TOKEN_BITS = 32
 _STEEPEST = 1e30  # of SCALE, so that it times a difference of logits near 1 stays finite
 
 
@@ -69,11 +70,20 @@ def mask_words(vocab: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PackedDraws:
-    """`words` `[room.words(vocab)] int32` on the host: table `[FIELDS, columns]`, edits `[4, edit_columns]` sorted by
-    draw and token, bitmasks `[masks, V/32]`."""
+    """`parts`, int32 on the host: table `[FIELDS, columns]` and edits `[4, edit_columns]` sorted by draw and token;
+    then the bitmasks that there are, `[V/32]` each. One behind the other they are the first of `count` words, the
+    room's: those behind them are not read."""
 
-    words: I32
+    parts: tuple[I32, ...]
     room: DrawRoom
+    count: int
+
+    @property
+    def words(self) -> I32:
+        """The parts as one array `[count]`, with zeros behind them."""
+        made = np.zeros(self.count, np.int32)
+        np.concatenate(self.parts, out=made[: sum(map(len, self.parts))])
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,35 +104,60 @@ class DrawView:
 
 @dataclass(frozen=True, slots=True)
 class _Edits:
-    """Changed logits of one draw, ascending ids: x becomes (x / scale if x > 0 else x * scale) - less + more."""
+    """Changed logits of all draws: x becomes (x / scale if x > 0 else x * scale) - less + more. `keys` `[E] int64`,
+    ascending: draw and token, 32 bits each."""
 
-    ids: I32
+    keys: I64
     scale: F32
     less: F32
     more: F32
 
 
-def pack_draws(draws: Draws, at: I32, masks: Masks, vocab: int, room: DrawRoom | None = None) -> PackedDraws | None:
-    """Pack R draws that read the rows `at` `[R]` of logits `[U, vocab]`. `room` None: as much as these draws need.
-    Returns None when they do not fit `room`."""
-    edits, allowed = _all_edits(draws, masks), _all_masks(masks)
-    total = sum(len(edit.ids) for edit in edits.values())
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What draws ask for; `room` is the least that holds it. `columns` `[FIELDS, R]` is the table without masks and
+    edits, `allowed` has a bitmask per constrained draw."""
+
+    columns: I32
+    edits: _Edits
+    allowed: dict[int, U32]
+    vocab: int
+
+    @property
+    def room(self) -> DrawRoom:
+        """As much as these draws need."""
+        cut = bool(self.columns[CUT].any())
+        return DrawRoom(self.columns.shape[1], len(self.edits.keys), len(self.allowed), cut)
+
+    def packed(self, room: DrawRoom) -> PackedDraws:
+        """In a `room` that is large enough."""
+        table_words = FIELDS * room.columns
+        words = np.zeros(table_words + EDIT_FIELDS * room.edit_columns, np.int32)
+        table = words[:table_words].reshape(FIELDS, room.columns)
+        table[[AT, MASK, COPY, INTO]] = -1
+        table[:, : self.columns.shape[1]] = self.columns
+        if len(self.edits.keys):
+            _put_edits(self.edits, table, words[table_words:].reshape(EDIT_FIELDS, room.edit_columns))
+        table[MASK, list(self.allowed)] = range(len(self.allowed))
+        masks = (bits.view(np.int32) for bits in self.allowed.values())
+        return PackedDraws((words, *masks), room, room.words(self.vocab))
+
+
+def asked(draws: Draws, at: I32, masks: Masks, vocab: int) -> Asked:
+    """What R draws ask for that read the rows `at` `[R]` of logits `[U, vocab]`."""
     columns = _options(draws, vocab)
-    need = DrawRoom(len(draws), total, len(allowed), bool(columns[CUT].any()))
+    columns[AT] = at
+    return Asked(columns, _edits(draws, masks), _all_masks(masks), vocab)
+
+
+def pack_draws(draws: Draws, at: I32, masks: Masks, vocab: int, room: DrawRoom | None = None) -> PackedDraws | None:
+    """Pack what `asked` finds. `room` None: as much as these draws need. Returns None when they do not fit `room`."""
+    found = asked(draws, at, masks, vocab)
+    need = found.room
     room = room or need
     if need.draws > room.draws or need.edits > room.edits or need.masks > room.masks or need.cut > room.cut:
         return None
-    words = np.zeros(room.words(vocab), np.int32)
-    table = words[: FIELDS * room.columns].reshape(FIELDS, room.columns)
-    table[[AT, MASK, COPY, INTO]] = -1
-    table[:, : len(draws)] = columns
-    table[AT, : len(draws)] = at
-    end = table.size + EDIT_FIELDS * room.edit_columns
-    _put_edits(edits, table, words[table.size : end].reshape(EDIT_FIELDS, room.edit_columns))
-    for row, (r, bits) in enumerate(allowed.items()):
-        table[MASK, r] = row
-        words[end + row * mask_words(vocab) : end + (row + 1) * mask_words(vocab)] = bits.view(np.int32)
-    return PackedDraws(words, room)
+    return found.packed(room)
 
 
 def view_draws(words: torch.Tensor, room: DrawRoom) -> DrawView:
@@ -165,53 +200,51 @@ def _options(draws: Draws, vocab: int) -> I32:
     return table
 
 
+_NO_EDITS = _Edits(np.zeros(0, np.int64), *np.zeros((3, 0), np.float32))
+
+
 def _all_masks(masks: Masks) -> dict[int, U32]:
     """One bitmask per constrained draw: several of one draw allow what all of them allow."""
     found: dict[int, U32] = {}
     for r, bits in masks.allowed:
-        found[r] = found[r] & bits if r in found else bits.astype(np.uint32)
+        found[r] = found[r] & bits if r in found else bits
     return found
 
 
-def _all_edits(draws: Draws, masks: Masks) -> dict[int, _Edits]:
-    """The edits of every draw that has some."""
-    history = {r: (tokens, own) for r, tokens, own in masks.history}
-    bias: dict[int, list[tuple[I32, F32]]] = {}
-    for r, tokens, values in draws.bias:
-        bias.setdefault(r, []).append((tokens, values))
-    found = {}
-    for r in sorted(history.keys() | bias.keys()):
-        edits = _edits(draws, r, history.get(r), bias.get(r, []))
-        if len(edits.ids):
-            found[r] = edits
-    return found
+def _edits(draws: Draws, masks: Masks) -> _Edits:
+    """Repetition, frequency and presence penalties and bias, by draw and token; what `reference.adjusted` defines."""
+    if not masks.history and not draws.bias:
+        return _NO_EDITS
+    repetition, frequency, presence = draws.repetition, draws.frequency, draws.presence
+    counted = (frequency != 0) | (presence != 0)
+    seen = np.unique(_keys([(r, tokens) for r, tokens, _ in masks.history if repetition[r] != 1]))
+    made = [(r, tokens[len(tokens) - own :]) for r, tokens, own in masks.history if counted[r]]
+    own, counts = np.unique(_keys(made), return_counts=True)
+    biased = _keys([(r, tokens) for r, tokens, _ in draws.bias])
+    every = np.unique(np.concatenate((seen, own, biased)))
+    scale, less, more = (np.full(len(every), value, np.float32) for value in (1, 0, 0))
+    scale[np.searchsorted(every, seen)] = repetition[seen >> _TOKEN_BITS]
+    r = own >> _TOKEN_BITS
+    less[np.searchsorted(every, own)] = counts.astype(np.float32) * frequency[r] + presence[r]
+    if draws.bias:
+        np.add.at(more, np.searchsorted(every, biased), np.concatenate([values for _, _, values in draws.bias]))
+    return _Edits(every, scale, less, more)
 
 
-def _edits(draws: Draws, r: int, history: tuple[I32, int] | None, bias: list[tuple[I32, F32]]) -> _Edits:
-    """Repetition, frequency and presence penalties and bias of draw r, by token; what `reference.adjusted` defines."""
-    seen = own = np.zeros(0, np.int32)
-    counts = np.zeros(0, np.int64)
-    if history is not None:
-        tokens, made = history
-        if draws.repetition[r] != 1:
-            seen = np.unique(tokens)
-        if draws.frequency[r] != 0 or draws.presence[r] != 0:
-            own, counts = np.unique(tokens[len(tokens) - made :], return_counts=True)
-    ids = np.unique(np.concatenate((seen, own, *(tokens for tokens, _ in bias)))).astype(np.int32)
-    scale, less, more = np.ones(len(ids), np.float32), np.zeros(len(ids), np.float32), np.zeros(len(ids), np.float32)
-    scale[np.searchsorted(ids, seen)] = draws.repetition[r]
-    less[np.searchsorted(ids, own)] = counts.astype(np.float32) * draws.frequency[r] + draws.presence[r]
-    for tokens, values in bias:
-        np.add.at(more, np.searchsorted(ids, tokens), values)
-    return _Edits(ids, scale, less, more)
+def _keys(lists: list[tuple[int, I32]]) -> I64:
+    """Draw and token of all tokens of `lists`."""
+    if not lists:
+        return np.zeros(0, np.int64)
+    draw = np.array([r for r, _ in lists], np.int64) << _TOKEN_BITS
+    made: I64 = np.repeat(draw, [len(tokens) for _, tokens in lists])
+    made += np.concatenate([tokens for _, tokens in lists])
+    return made
 
 
-def _put_edits(edits: dict[int, _Edits], table: I32, out: I32) -> None:
-    at = 0
-    for copy, (r, edit) in enumerate(edits.items()):
-        end = at + len(edit.ids)
-        table[COPY, r], table[FIRST_EDIT, r], table[LAST_EDIT, r] = copy, at, end
-        out[0, at:end] = edit.ids
-        for row, values in enumerate((edit.scale, edit.less, edit.more), start=1):
-            out[row, at:end] = values.view(np.int32)
-        at = end
+def _put_edits(edits: _Edits, table: I32, out: I32) -> None:
+    which, first, count = np.unique(edits.keys >> _TOKEN_BITS, return_index=True, return_counts=True)
+    table[COPY, which], table[FIRST_EDIT, which], table[LAST_EDIT, which] = range(len(which)), first, first + count
+    end = len(edits.keys)
+    out[0, :end] = edits.keys & ((1 << _TOKEN_BITS) - 1)
+    for row, values in enumerate((edits.scale, edits.less, edits.more), start=1):
+        out[row, :end] = values.view(np.int32)

@@ -61,13 +61,19 @@ class Launches(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """`words` `[n] int32`, n <= `word_count(room, layout)`: the words behind n need not be copied. `launches` (one per
-    window of the layout, hashable: a part of a graph's key) and `wide_m` are what the host must know to launch."""
+    """`parts`, int32: one behind the other they are n <= `word_count(room, layout)` words; those behind n need not be
+    copied. The slot ids are the batch's own array. `launches` (one per window of the layout, hashable: a part of a
+    graph's key) and `wide_m` are what the host must know to launch."""
 
-    words: I32
+    parts: tuple[I32, I32]
     room: Room
     launches: tuple[Launches, ...]
     wide_m: int
+
+    @property
+    def words(self) -> I32:
+        """The parts as one array `[n]`."""
+        return np.concatenate(self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +226,7 @@ def pack(
     elif not _fits(least, room):
         return None
     launches = tuple(Launches(len(w.narrow) > 0, len(w.wide) > 0, len(w.merge_at) > 0) for w in works)
-    return Packed(_words(batch, works, room, capacity), room, launches, wide_m)
+    return Packed((_sections(batch, works, room, capacity), batch.kv_indices), room, launches, wide_m)
 
 
 def _longest(batch: Batch) -> int:
@@ -236,11 +242,10 @@ def _fits(least: Room, room: Room) -> bool:
     )
 
 
-def _words(batch: Batch, works: list[Work], room: Room, capacity: int) -> I32:
+def _sections(batch: Batch, works: list[Work], room: Room, capacity: int) -> I32:
+    """All but the last section."""
     where = _map(room, len(works))
-    words = np.empty(where.kv + len(batch.kv_indices), np.int32)  # all is written: zeros, then KV
-    words[: where.kv] = 0
-    words[where.kv :] = batch.kv_indices
+    words = np.zeros(where.kv, np.int32)
     tokens, ids, feed = len(batch), *where.tokens[:2]
     words[ids : ids + tokens] = batch.tokens
     words[feed : feed + room.tokens] = -1

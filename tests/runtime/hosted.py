@@ -53,7 +53,7 @@ class HostSteps(TritonSteps):
 
     def pack_draws(self, draws: Draws, at: I32, masks: Masks, bucket: int | None) -> Packed | None:
         if bucket is None:
-            return Packed(np.zeros(1, np.int32), "whole", (draws, at, masks))
+            return Packed((np.zeros(1, np.int32),), "whole", (draws, at, masks))
         if draws.bias or masks.history or masks.allowed:
             return None
         words = np.zeros((bucket, WIDTH), np.int32)
@@ -63,7 +63,7 @@ class HostSteps(TritonSteps):
             column = 1 + 2 * n if wide else 3 + n
             values = np.ascontiguousarray(getattr(draws, name)).view(np.int32).reshape(len(draws), -1)
             words[: len(draws), column : column + 1 + wide] = values
-        return Packed(words.reshape(-1), "plain", bucket)
+        return Packed((words.reshape(-1),), "plain", bucket)
 
     def view_draws(self, words: torch.Tensor, packed: Packed) -> tuple[Draws, I32, Masks]:
         if packed.facts == "whole":

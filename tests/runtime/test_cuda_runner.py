@@ -16,7 +16,7 @@ from ramet.frontend.errors import DeviceLost, EngineError, ModelError
 from ramet.frontend.ir import JUMPS, Sampling
 from ramet.runtime import messages as m
 from ramet.runtime import runners
-from ramet.runtime.batch import I32, Batch, Runner
+from ramet.runtime.batch import I32, SCORED, Batch, Runner
 from ramet.runtime.config import STEP, Config, Limits
 from ramet.runtime.cuda import CudaRunner, assemble, dummy
 from ramet.runtime.device import HostDevice
@@ -205,6 +205,20 @@ def test_the_measured_step_is_the_one_that_takes_most(
     assert seen[:2] == [(64, last)] * 2
 
 
+def test_the_measured_step_has_all_rows_of_logits_that_a_step_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a draw of every sequence there are the tokens of Scores, and those behind guesses."""
+    seen: list[int] = []
+
+    def noted(self: Decoder, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append(len(hidden))
+        return logits(self, hidden, out)
+
+    logits = Decoder.logits
+    monkeypatch.setattr(Decoder, "logits", noted)
+    built(HostDevice(memory=64 << 20), graphs=False, limits=Limits(batch_tokens=300))
+    assert seen[:2] == [4 + SCORED] * 2
+
+
 @pytest.mark.parametrize(
     ("device", "fields", "error", "says"),
     [
@@ -242,7 +256,8 @@ def test_out_of_memory_while_starting() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.00 GiB.")
 
     config = Config(dtype="float32")
-    with pytest.raises(EngineError, match=r"cpu is out of memory in loading the weights .* Tried to allocate 5.00 GiB"):
+    said = r"cpu is out of memory in loading the weights .*: ask for a smaller model, .* Tried to allocate 5.00 GiB"
+    with pytest.raises(EngineError, match=said):
         assemble(config, SPEC, full, HostDevice(), hosted.PlanOps(), hosted.HostSteps)  # type: ignore[arg-type]
 
 
@@ -269,11 +284,11 @@ class Failing(HostDevice):
         self.staged = 0
         self.trims = 0
 
-    def stage(self, words: I32) -> torch.Tensor:
+    def stage(self, *parts: I32) -> torch.Tensor:
         self.staged += 1
         if self.staged == self.at + 1 or not self.healthy():
             raise self.error
-        return super().stage(words)
+        return super().stage(*parts)
 
     def trim(self) -> None:
         self.trims += 1

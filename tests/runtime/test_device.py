@@ -75,6 +75,7 @@ def test_the_hosts_device() -> None:
     staged = device.stage(words)
     words[:] = 0
     assert staged.tolist() == [0, 1, 2, 3]
+    assert device.stage(words[:0], words, words[1:]).tolist() == [0] * 7
     fetch = device.fetch((staged,))
     staged.zero_()
     assert fetch.wait()[0].tolist() == [0, 1, 2, 3]
@@ -149,10 +150,11 @@ def test_a_capture_that_failed_leaves_nothing_open(monkeypatch: pytest.MonkeyPat
 
 
 def test_out_of_memory_says_what_can_be_done() -> None:
-    error = exhausted(HostDevice(memory=3 << 20), "a step of 9 tokens", torch.OutOfMemoryError("Tried 5 GiB.\nmore"))
+    full = torch.OutOfMemoryError("Tried 5 GiB.\nmore")
+    error = exhausted(HostDevice(memory=3 << 20), "a step of 9 tokens", full, "batch_tokens")
     assert str(error) == (
-        "cpu is out of memory in a step of 9 tokens (3.0 MiB are free now): ask for a smaller kv_share, kv_tokens or "
-        "batch_tokens; Tried 5 GiB."
+        "cpu is out of memory in a step of 9 tokens (3.0 MiB are free now): ask for a smaller batch_tokens; "
+        "Tried 5 GiB."
     )
 
 

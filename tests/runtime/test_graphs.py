@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ramet.runtime.batch import Batch, Masks, Targets
 from ramet.runtime.cuda import CudaRunner
 from ramet.runtime.device import Closure, HostDevice
-from ramet.runtime.graphs import aligned, bucket, buckets, headed
+from ramet.runtime.graphs import aligned, bucket, buckets, filled
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.spec import Rope, Spec
 
@@ -64,8 +64,7 @@ def test_what_follows_a_head_is_aligned(count: int) -> None:
     width = aligned(count)
     assert width % 32 == 0
     assert count <= width < count + 32
-    words = headed(np.arange(count, dtype=np.int32), np.array([7, 8], np.int32), width, -5)
-    assert words.tolist() == [*range(count), *[-5] * (width - count), 7, 8]
+    assert filled(np.arange(count, dtype=np.int32), width, -5).tolist() == [*range(count), *[-5] * (width - count)]
 
 
 # -- what is captured when

@@ -12,8 +12,7 @@ import torch
 
 from ramet.frontend.ir import Sampling
 from ramet.runtime import messages as m
-from ramet.runtime.batch import Batch, Flight, Samples
-from ramet.runtime.draft import SCORED
+from ramet.runtime.batch import SCORED, Batch, Flight, Samples
 from ramet.runtime.models.decoder import Decoder
 from ramet.runtime.models.hub import PRESETS
 from ramet.runtime.models.load import random_weights

@@ -21,8 +21,9 @@ from .device import DEVICE, DTYPES, close, random
 
 pytestmark = [pytest.mark.triton, pytest.mark.gpu]
 EVERY = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-# one rounding of the output, and float32 sums
+# one rounding of the output, and float32 sums; cuBLAS may also add up parts of a sum in 16 bits
 ROUNDING = {torch.float32: 2e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+CUBLAS = 4 if DEVICE == "cuda" else 1
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
 BITS = pytest.mark.parametrize("kind", ["int8", "int4"])
 
@@ -48,7 +49,8 @@ def test_layers_equal_float64(kind: str, width: int, columns: int, dtype: torch.
     packed = layer(kind, width, columns, dtype, bias=columns != 1536)
     for rows in (1, 40):
         x = random(rows, columns, seed=rows, dtype=dtype)
-        close(linear.linear(x, packed), wanted(x, packed), ROUNDING[dtype])
+        bound = ROUNDING[dtype] * (CUBLAS if kind == "dense" else 1)
+        close(linear.linear(x, packed), wanted(x, packed), bound)
 
 
 @BITS
@@ -109,7 +111,7 @@ def test_many_rows_are_expanded(kind: str, dtype: torch.dtype) -> None:
     packed = layer(kind, 130, 576, dtype)
     x = random(skinny.FEW + 1, 576, dtype=dtype)
     weight = dequantise(packed).to(dtype)
-    close(linear.linear(x, packed), x.double() @ weight.double().T + packed.bias.double(), 2 * ROUNDING[dtype])
+    close(linear.linear(x, packed), x.double() @ weight.double().T + packed.bias.double(), 2 * CUBLAS * ROUNDING[dtype])
 
 
 def test_expansion_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
