@@ -33,6 +33,8 @@ class Lines:
         self.count = self._moves = 0
         self._mine: dict[CodeType, bool] = {}  # whose functions these are
         self.given_up = False
+        if sys.version_info[:2] == (3, 12):  # which tells no tracer of instructions until a frame has asked for them
+            sys._getframe().f_trace_opcodes = True
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> _Local | None:
         code = frame.f_code
