@@ -41,7 +41,8 @@ def configure(model: str, options: Mapping[str, object]) -> Config:
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
         name = place.rstrip("`").rpartition(".")[2]
-        raise EngineError(f"{name}={options[name]!r}: {reason}" if name in options else reason) from None
+        given = {**options, "model": model}
+        raise EngineError(f"{name}={given[name]!r}: {reason}" if name in given else reason) from None
 
 
 def load_text(config: Config, source: hub.ModelSource) -> tuple[Tokenizer, ChatTemplate]:

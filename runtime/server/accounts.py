@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ramet.frontend import ir
 from ramet.runtime.server.call import Begun, Piece
+from ramet.runtime.server.compose import Reading
 from ramet.runtime.server.failures import Failure
 
 Observer = Callable[[str, float], None]
@@ -47,6 +48,14 @@ class Accounts:
         now = self._now()
         self.note("inter_token_seconds" if last else "first_token_seconds", now - (last or began))
         return now
+
+    @contextlib.contextmanager
+    def given(self, reading: Reading) -> Iterator[None]:
+        """A stream: what was given out of completions that it left before their end is told when it is left."""
+        try:
+            yield
+        finally:
+            self.spent(0, 0, reading.unfinished)
 
     def ended(self, ended: ir.Ended) -> None:
         """A whole program's tokens."""

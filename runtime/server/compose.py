@@ -223,6 +223,11 @@ class Reading:
                 begun += self._other(prompt, event)
         return begun + [_piece(choice) for choice in held.values()]
 
+    @property
+    def unfinished(self) -> int:
+        """Tokens that were given out of completions whose end is not known: of a call that was left."""
+        return sum(choice.counted for choice in self._choices.values() if choice.meta is None)
+
     def raise_failure(self) -> None:
         """Raise what ended the call early, if anything did."""
         if self.failure is not None:

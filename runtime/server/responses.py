@@ -247,6 +247,9 @@ def _message(item: Item, at: str) -> ChatMessage:
         return ChatMessage(role=item.role, content=item.content, **extra)
     if item.type in _MADE:
         kind, field = _MADE[item.type]
+        for name in ("call_id", "name", field):
+            if not isinstance(extra.get(name), str) or not (extra[name] or name == field):
+                raise bad(f"`{at}.{name}` is required, a string", f"{at}.{name}")
         call = {"id": extra.get("call_id"), "type": kind, kind: {"name": extra.get("name"), field: extra.get(field)}}
         return ChatMessage(role="assistant", tool_calls=[call])
     if item.type in _OUTPUTS:

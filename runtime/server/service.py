@@ -175,13 +175,14 @@ class Service:
                 run = self._enter(caller, deadline, patience, len(call.prompts), call.priority)
                 try:
                     reading = await self._begin(run, call, caller, STREAMED)
-                    while not reading.over:
-                        outs = reading.read(await run.mailbox.take())
-                        last = self.accounts.paced(outs, run.made, last)
-                        if outs:
-                            sent = True
-                            yield outs
-                        reading.raise_failure()
+                    with self.accounts.given(reading):
+                        while not reading.over:
+                            outs = reading.read(await run.mailbox.take())
+                            last = self.accounts.paced(outs, run.made, last)
+                            if outs:
+                                sent = True
+                                yield outs
+                            reading.raise_failure()
                     return
                 except EngineLost:
                     if sent or patience is not None:

@@ -344,11 +344,12 @@ def test_a_process_that_cannot_run(python: str, match: str, tmp_path: Path, monk
         ({"threads": "a"}, "threads='a': Expected `int`, got `str`"),
         ({"batch_tokens": 1.5}, "batch_tokens=1.5: Expected `int`, got `float`"),
         ({"kv_token": 5}, "kv_token=5: no such engine option; did you mean kv_tokens?"),
+        ({"model": 5}, "model=5: Expected `str`, got `int`"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_value(options: dict[str, object], says: str) -> None:
     with pytest.raises(rt.EngineError) as caught:
-        rt.Engine("random:tiny", **options)
+        rt.Engine(**({"model": "random:tiny"} | options))
     assert str(caught.value) == says
 
 

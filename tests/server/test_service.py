@@ -14,7 +14,7 @@ import pytest
 from ramet.frontend import ir
 from ramet.runtime import messages as m
 from ramet.runtime.server.bridge import Bridge, Mailbox
-from ramet.runtime.server.call import Caller, Chat, Message
+from ramet.runtime.server.call import Caller, Chat, Message, Piece
 from ramet.runtime.server.failures import Failure, late
 from ramet.runtime.server.running import ALL, Run
 from ramet.runtime.server.service import YIELDING
@@ -254,12 +254,15 @@ def test_what_is_not_valid_is_a_400(stage: Stage, what: Any, match: str) -> None
 def test_a_closed_stream_stops_its_programs(stage: Stage) -> None:
     async def leaves() -> None:
         stream = stage.service.stream(call(TEXT, LONG, words(7), n=2), ME)
-        seen = 0
+        seen = told = 0
+        stage.noted.clear()
         async for outs in stream:
             seen += len(outs)
+            told += sum(len(out.tokens) for out in outs if isinstance(out, Piece))
             if seen >= 6:
                 break
         await stream.aclose()
+        assert sum(value for name, value in stage.noted if name == "generated_tokens") == told > 0
         assert stage.service.running == 0
         await quiet(stage)
         stats = await stage.service.stats()
