@@ -78,6 +78,11 @@ def named(name: str) -> Callable[[Any], bool]:
 # -- the page
 
 
+def test_the_openapi_document_describes_a_stream_of_events(served: Served):
+    answers = httpx.get(f"{served.url}/openapi.json").json()["paths"]["/dashboard/events"]["get"]["responses"]
+    assert set(answers["200"]["content"]) == {"text/event-stream"}
+
+
 def test_without_the_setting_there_is_no_dashboard():
     with serving() as plain, httpx.Client(base_url=plain.url, timeout=WAIT) as http:
         assert http.get("/dashboard").status_code == http.get("/dashboard/events").status_code == 404

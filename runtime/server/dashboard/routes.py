@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
 
 from ramet.runtime.server.call import Caller
 from ramet.runtime.server.dashboard.feed import Feed
@@ -19,7 +20,7 @@ from ramet.runtime.server.failures import overloaded
 from ramet.runtime.server.metrics import Metrics
 from ramet.runtime.server.service import Service
 from ramet.runtime.server.settings import Settings
-from ramet.runtime.server.wire import Batch, StrictRoute, caller_of, headers_of, sse
+from ramet.runtime.server.wire import SSE, Batch, StrictRoute, caller_of, headers_of, sse
 
 WATCHERS = 64  # streams at once
 Who = Depends(caller_of)
@@ -51,7 +52,7 @@ def router(service: Service, settings: Settings, metrics: Metrics) -> APIRouter:
         made = page()
         return Response(made.body, headers={**made.headers, **headers_of(caller)}, media_type="text/html")
 
-    @routes.get("/dashboard/events")
+    @routes.get("/dashboard/events", responses=SSE, response_class=StreamingResponse)
     async def events(request: Request, caller: Caller = Who) -> Response:
         """What the page shows, as server-sent events: one `history`, then a `frame` about twice a second."""
         return await sse(watched(_view(settings, caller)), request, caller, done=None)
