@@ -144,12 +144,13 @@ class CudaRunner:
 
     def _largest(self, tokens: int) -> None:
         """A dummy step of `tokens` tokens, in segments as long as the context, with draws for all rows and for as many
-        tokens as a step scores or checks. In deterministic mode segments end where the context does: partial results
-        of attention grow with what is seen."""
+        tokens as a step scores or checks, if it has so many. In deterministic mode segments end where the context does:
+        partial results of attention grow with what is seen."""
         whole, rest = divmod(tokens, self.context)
         end = self.context if getattr(self._decoder.ops, "deterministic", False) else rest
         spans = [(0, self.context)] * whole + [(end - rest, end)] * (rest > 0)
-        flight = self.forward(dummy(spans, slot=self.capacity, rows=self.rows, draws=self.rows + SCORED))
+        draws = min(self.rows + SCORED, tokens)
+        flight = self.forward(dummy(spans, slot=self.capacity, rows=self.rows, draws=draws))
         self.sample(flight, Masks())
         self.read(flight)
 

@@ -205,7 +205,10 @@ def test_the_measured_step_is_the_one_that_takes_most(
     assert seen[:2] == [(64, last)] * 2
 
 
-def test_the_measured_step_has_all_rows_of_logits_that_a_step_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "rows"), [(300, 4 + SCORED), (100, 100)])
+def test_the_measured_step_has_all_rows_of_logits_that_a_step_may_have(
+    monkeypatch: pytest.MonkeyPatch, size: int, rows: int
+) -> None:
     """Beside a draw of every sequence there are the tokens of Scores, and those behind guesses."""
     seen: list[int] = []
 
@@ -215,8 +218,8 @@ def test_the_measured_step_has_all_rows_of_logits_that_a_step_may_have(monkeypat
 
     logits = Decoder.logits
     monkeypatch.setattr(Decoder, "logits", noted)
-    built(HostDevice(memory=64 << 20), graphs=False, limits=Limits(batch_tokens=300))
-    assert seen[:2] == [4 + SCORED] * 2
+    built(HostDevice(memory=64 << 20), graphs=False, limits=Limits(batch_tokens=size))
+    assert seen[:2] == [rows] * 2
 
 
 @pytest.mark.parametrize(
