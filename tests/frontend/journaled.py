@@ -236,6 +236,7 @@ def tell(folder: Path, kind: str, k: int, mutation: str = "") -> Story:
     """Run the program in a forked process that dies, then resume it in others, until it is through."""
     folder.mkdir()
     path, log, answers = folder / "runs.db", Log(folder / "log"), folder / "answers"
+    log.path.touch()  # who dies early has noted nothing
     died = _forked(lambda: _die(log, path, kind, k)) == DIED
     finished, before = _finished(path), log.all("tool")
     log.path.rename(folder / "before")
